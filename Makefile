@@ -1,0 +1,63 @@
+# Every command of the project.  `make` alone lists them.
+# All of them run in .venv, which the first one that needs it makes; nothing is installed elsewhere.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test check bench crash fmt clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/demo.stamp  ## train 8 runs at once, log them through the daemon, draw their curves
+	@$(PY) examples/digits_sweep.py
+
+test: $(VENV)/dev.stamp  ## run the tests; ARGS="tests/unit -x" for some of them
+	@$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp  ## run every benchmark
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+
+crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too
+	@$(PY) -m pytest tests/crash -m "long or not long" $(ARGS)
+
+fmt: $(VENV)/dev.stamp  ## format and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove .venv, builds and caches; exp/ stays
+	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment ------------------------------------------------------------------------------
+# A stamp says that an installation was completed; a later change of pyproject.toml repeats it.
+# The package is installed in place (-e), so both kinds of installation can share one .venv.
+$(VENV)/venv.stamp:
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'  # the first with --group
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
+	@echo "installing mle-daemon and what the demo needs"
+	@$(PIP) install -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/venv.stamp pyproject.toml
+	@echo "installing mle-daemon and the development tools"
+	@$(PIP) install -e . --group dev
+	@touch $@

@@ -1,0 +1,45 @@
+"""The logger that a training script imports, and what reads its files back.
+
+    from mle_client import MLELogger, load_log, load_meta_log, load_config
+
+The names are loaded when they are first used, so that logging does not load what only reading needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mle_client.configs import load_config as load_config
+    from mle_client.load import load_log as load_log
+    from mle_client.load import load_meta_log as load_meta_log
+    from mle_client.logger import MLELogger as MLELogger
+    from mle_client.logger import Report as Report
+    from mle_client.metalog import MetaLog as MetaLog
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "MLELogger": "logger",
+    "MetaLog": "metalog",
+    "Report": "logger",
+    "load_config": "configs",
+    "load_log": "load",
+    "load_meta_log": "load",
+}
+
+__all__ = ["MLELogger", "MetaLog", "Report", "load_config", "load_log", "load_meta_log"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

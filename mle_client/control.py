@@ -1,0 +1,206 @@
+"""One request to a daemon and its answer: status, stop, publish.
+
+Each request has a connection of its own, so that it works from any process and thread, forked ones
+too, and leaves nothing behind.  No call waits longer than it says.  What trainers log does not come
+this way; that is `transport`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from mle_client import discovery, wire
+from mle_client import messages as m
+from mle_client.endpoint import (
+    READY,
+    Endpoint,
+    is_alive,
+    is_here,
+    is_running,
+    live_daemon,
+    local_daemons,
+    read_endpoint,
+)
+from mle_client.errors import (
+    DaemonSilent,
+    DaemonUnavailable,
+    MLEError,
+    ProtocolError,
+    VersionMismatch,
+)
+
+_TOKEN: Final = 1  # one request a connection, so one token will do
+_LOOK_EVERY_S: Final = 0.2  # whether the daemon's process is still there
+_GONE_CHECK_S: Final = 0.02
+
+
+def ask(
+    address: str,
+    message: m.Publish | m.AskStatus | m.Stop,
+    timeout: float,
+    *,
+    is_there: Callable[[], bool] = lambda: True,
+) -> m.Done | m.Status:
+    """Send a request and wait for its answer.
+
+    Args:
+        address: ZeroMQ address of a daemon.
+        message: the request.
+        timeout: seconds.
+        is_there: looked at meanwhile; False ends the wait.
+
+    Raises:
+        DaemonUnavailable: no answer in time.
+        ProtocolError: it refused, or answered with what is no message.
+        VersionMismatch: it speaks another version.
+    """
+    import zmq
+
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
+        socket.connect(address)
+        socket.send_multipart(wire.encode(_hello()))
+        for answer in _answers(socket, time.monotonic() + timeout, is_there):
+            match answer:
+                case m.Welcome(version):
+                    if version != m.PROTOCOL_VERSION:
+                        raise VersionMismatch(m.PROTOCOL_VERSION, version)
+                    socket.send_multipart(wire.encode(message))
+                case m.Refused(_, reason):
+                    raise ProtocolError(f"the daemon refused: {reason}")
+                case m.Done(token) | m.Status(token) if token == message.token:
+                    return answer
+    except zmq.ZMQError as error:
+        raise DaemonUnavailable(address, str(error)) from error
+    finally:
+        context.destroy(linger=0)
+    raise DaemonUnavailable(address, f"no answer within {timeout:g} s")
+
+
+def status(root: str, timeout: float = 5.0) -> dict[str, Any]:
+    """The report of a root's daemon; its keys are listed in `mle_daemon.status`.
+
+    Raises:
+        DaemonUnavailable: there is none.
+        DaemonSilent: it does not answer.
+    """
+    answer = _ask_daemon(_daemon_of(root), m.AskStatus(_TOKEN), timeout)
+    if not isinstance(answer, m.Status):
+        raise MLEError(f"the daemon of {root} cannot report: {answer.error}")
+    return answer.report
+
+
+def stop(root: str, timeout: float = 60.0) -> str:
+    """Stop a root's daemon and wait until its process is gone.
+
+    Returns:
+        "" where all is in the log files, else what is not known to be.  That is still in the
+        journal, and the next start takes it from there.
+
+    Raises:
+        DaemonUnavailable: there is none.
+        DaemonSilent: it does not answer or is still there.
+    """
+    daemon = _daemon_of(root)
+    deadline = time.monotonic() + timeout
+    error = "the daemon ended without saying that everything is in the log files"
+    try:
+        answer = _ask_daemon(daemon, m.Stop(_TOKEN), timeout)
+        if isinstance(answer, m.Done):
+            error = answer.error
+    except ProtocolError:
+        os.kill(daemon.pid, signal.SIGTERM)  # asks for the same in every version
+    except DaemonUnavailable:
+        if is_running(daemon):
+            raise
+    while is_running(daemon):
+        if time.monotonic() > deadline:
+            raise DaemonSilent(root, f"process {daemon.pid} is still there after {timeout:g} s")
+        time.sleep(_GONE_CHECK_S)
+    return error
+
+
+def publish_before_reading(path: str, timeout: float = 10.0) -> None:
+    """Have the daemons that serve a path write out what they have of it.
+
+    Costs a few microseconds where there is none.  A daemon that cannot do it is no reason not to
+    read what is there: then a RuntimeWarning says so.
+
+    Args:
+        path: a log file or a folder; need not exist.
+        timeout: seconds, for all daemons together.
+    """
+    deadline = time.monotonic() + timeout
+    where = os.path.realpath(path)
+    for daemon in _serving(where):
+        # What a daemon of a folder below serves is named by its own root.
+        inside = where if discovery.is_inside(where, daemon.root) else daemon.root
+        try:
+            request = m.Publish(_TOKEN, inside)
+            answer = _ask_daemon(daemon, request, max(0.0, deadline - time.monotonic()))
+            problem = answer.error if isinstance(answer, m.Done) else ""
+        except MLEError as error:
+            problem = str(error)
+        if problem:
+            warnings.warn(
+                f"reading {path} as it is on disk, which may lack the latest ticks: the daemon "
+                f"with pid {daemon.pid} did not publish them ({problem})",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _serving(where: str) -> list[Endpoint]:
+    """The live daemons of the nearest folder above a path, and of folders below it."""
+    found: dict[str, Endpoint] = {}
+    above = discovery.nearest_daemon(where)
+    if above is not None and is_alive(above):
+        found[above.root] = above
+    for daemon in local_daemons():
+        if discovery.is_inside(daemon.root, where) and is_alive(daemon):
+            found.setdefault(daemon.root, daemon)
+    return list(found.values())
+
+
+def _daemon_of(root: str) -> Endpoint:
+    daemon = live_daemon(root)
+    if daemon is None:
+        last = read_endpoint(root)
+        killed = last is not None and last.state == READY
+        advice = "; the last one was killed, and starting one brings back what it had"
+        raise DaemonUnavailable(root, "none runs there" + (advice if killed else ""))
+    return daemon
+
+
+def _ask_daemon(
+    daemon: Endpoint, message: m.Publish | m.AskStatus | m.Stop, timeout: float
+) -> m.Done | m.Status:
+    """Ask a daemon that was found alive; tell one that ended meanwhile from one that is silent."""
+    if not is_here(daemon):
+        raise DaemonSilent(daemon.root, f"it runs on {daemon.host}; ask it from there")
+    try:
+        return ask(daemon.endpoint, message, timeout, is_there=lambda: is_running(daemon))
+    except DaemonUnavailable as error:
+        if not is_running(daemon):
+            raise DaemonUnavailable(daemon.root, f"process {daemon.pid} ended") from error
+        raise DaemonSilent(daemon.root, f"process {daemon.pid} runs, but {error.why}") from error
+
+
+def _hello() -> m.Hello:
+    return m.Hello(m.PROTOCOL_VERSION, os.getpid(), os.uname().nodename)
+
+
+def _answers(socket: Any, deadline: float, is_there: Callable[[], bool]) -> Iterator[m.Message]:
+    """What the daemon sends, until the deadline or until it is there no more."""
+    while (left := deadline - time.monotonic()) > 0:
+        if socket.poll(min(left, _LOOK_EVERY_S) * 1000):
+            yield wire.decode(socket.recv_multipart())
+        elif not is_there():
+            return

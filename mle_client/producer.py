@@ -1,0 +1,360 @@
+"""One process's stream of one run: takes ticks from user code and puts them into a ring.
+
+`Producer.update` is what user code calls in a loop.  It is not a method but whichever generated
+writer (`ticks.compile_writer`) fits the latest tick; everything else comes through `_miss`.
+
+One rule keeps the stream whole: **who holds the baton may write.**  The baton is a one-item list
+with the offset to write at; `list.pop` and `list.append` are atomic, so taking it needs no lock.
+A thread that finds it gone waits.  A signal handler that interrupts the holder in its own thread
+cannot wait, so its tick is set aside and written at the next opportunity.  A baton that nobody
+holds any more (the holder was interrupted by an exception) is made anew from the committed end.
+
+It knows nothing of sockets; `transport` reads the ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from mle_client import messages as m
+from mle_client import ticks, wire
+from mle_client.errors import LoggerClosed
+from mle_client.layout import OWN_CLOCKS
+from mle_client.ring import HEADER_BYTES, Ring, RingFull
+
+Update = Callable[..., None]
+TickKey = tuple[tuple[str, ...], tuple[str, ...]]  # the keys of clock and statistics, in order
+Fields = tuple[tuple[m.Field, ...], tuple[m.Field, ...]]
+
+# A baton is taken for lost after so many looks, this far apart, at which nobody held it.  One look
+# may fall between two steps of another thread; twenty in a row do not.
+_LOST_AFTER_LOOKS: Final = 20
+_LOOK_EVERY_S: Final = 0.0005
+# More schemas than this are not kept ready; the general way still takes the ticks.
+_MAX_WRITERS: Final = 64
+
+
+class Producer:
+    """Writes ticks of one run into a ring.
+
+    Args:
+        producer: its id.
+        ring: empty.
+        run: opens the stream.
+        on_save: called when a tick asks for publication.
+        on_artifacts: called with (model, plot_fig, extra_obj, grads) of a tick that has any.
+        on_lost: called with a reason when a tick could not be kept.
+    """
+
+    def __init__(
+        self,
+        producer: m.ProducerId,
+        ring: Ring,
+        run: m.Run,
+        *,
+        on_save: Callable[[], None],
+        on_artifacts: Callable[..., None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self.id = producer
+        self.ring = ring
+        self.run = run
+        self.lost = 0  # ticks that could not be kept
+        self._gap = 0  # of these, not yet told in the stream
+        self._on_save = on_save
+        self._on_artifacts = on_artifacts
+        self._on_lost = on_lost
+        self._closed = ""
+        self._baton = [HEADER_BYTES]
+        self._set_aside: deque[tuple[float, Mapping[str, Any], Mapping[str, Any]]] = deque()
+        self._schemas: dict[Fields, m.Schema] = {}
+        self._kinds: dict[tuple[str, str], m.Kind] = {}
+        # Every writer ever generated: user code may have kept it, so all are bound to the segment.
+        self._writers: dict[tuple[TickKey, tuple[Any, ...]], tuple[ticks.Writer, m.Schema]] = {}
+        self._latest: dict[TickKey, Update] = {}
+        self._generating = False
+        self._codes: set[CodeType] = set(_HOLDERS)
+        self.forward: Update | None = None  # takes ticks in place of a producer that was disabled
+        self._install: Callable[[Update], None] = lambda update: None
+        self.update: Update = self._miss
+        self._append(wire.encode_record(run))
+
+    def install(self, install: Callable[[Update], None]) -> None:
+        """Have `install(update)` called whenever another function takes the next ticks."""
+        self._install = install
+        install(self.update)
+
+    def close(self, why: str = "update() after close()") -> int:
+        """Take no more ticks and end the stream.
+
+        Returns:
+            The stream's last position, behind its `End`.
+        """
+        self._write_set_aside()
+        self._end(why)
+        self._select(self._miss)
+        return self.ring.head
+
+    def disable(self, why: str) -> None:
+        """Refuse every further tick, also through functions that user code kept."""
+        self._closed = why
+        self._baton.clear()
+        self._select(self._miss)
+
+    @property
+    def schemas(self) -> dict[int, m.Schema]:
+        """All schemas of the stream so far, by number."""
+        return {schema.number: schema for schema in tuple(self._schemas.values())}
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """The clocks and statistics seen so far, in order of appearance."""
+        keys = tuple(self._kinds)
+        return [n for g, n in keys if g == "time"], [n for g, n in keys if g == "stats"]
+
+    def catch_up(self) -> None:
+        """Write what was set aside and have a segment ready: for the sender, between its rounds."""
+        if self._closed:
+            return
+        self._write_set_aside()
+        self.ring.prepare()
+
+    # --- the general way ----------------------------------------------------------------------
+    def _miss(
+        self,
+        clock_tick: Mapping[str, Any],
+        stats_tick: Mapping[str, Any],
+        model: Any = None,
+        plot_fig: Any = None,
+        extra_obj: Any = None,
+        grads: Any = None,
+        save: bool = False,
+    ) -> None:
+        """Take a tick that the present writer did not: another shape, no room, or an error."""
+        if self._closed:
+            if self.forward is None:
+                raise LoggerClosed(self._closed)
+            self.forward(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
+            return
+        key = _tick_key(clock_tick, stats_tick)
+        artifacts = (model, plot_fig, extra_obj, grads)
+        plain = all(artifact is None for artifact in artifacts)
+        ready = self._latest.get(key) if key is not None and plain else None
+        if ready is not None and ready is not self.update:
+            self._select(ready)
+            ready(clock_tick, stats_tick, None, None, None, None, save)
+            return
+        self._take(time.time(), clock_tick, stats_tick, key)
+        if not plain:
+            self._on_artifacts(*artifacts)
+        if save:
+            self._on_save()
+
+    def _take(
+        self,
+        seconds: float,
+        clock: Mapping[str, Any],
+        stats: Mapping[str, Any],
+        key: TickKey | None = None,
+    ) -> None:
+        described = ticks.describe(clock, stats)
+        if self._is_nested():
+            self._set_aside.append((seconds, dict(clock), dict(stats)))
+            return
+        schema = self._write_tick(seconds, described)
+        if key is not None and described.direct is not None and wire.has_fixed_layout(schema):
+            self._make_ready(key, schema, described.direct)
+
+    def _check_kinds(self, described: ticks.Described) -> None:
+        """Refuse a key whose values no longer fit its column, before anything is written."""
+        for group, fields in (("time", described.clock), ("stats", described.stats)):
+            for field in fields:
+                known = self._kinds.get((group, field.name))
+                if known is not None and (why := ticks.conflict(known, field.kind)):
+                    raise ValueError(f"{field.name!r} cannot be logged: {why}")
+
+    def _schema(self, described: ticks.Described) -> m.Schema:
+        """The schema of a tick, perhaps a new one, which is not registered yet."""
+        fields = (described.clock, described.stats)
+        schema = self._schemas.get(fields)
+        if schema is not None:
+            return schema
+        self._check_kinds(described)
+        if len(self._schemas) >= m.MAX_SCHEMAS:
+            raise ValueError(
+                f"more than {m.MAX_SCHEMAS} combinations of keys in one run: "
+                "do not make key names from step numbers or values"
+            )
+        return m.Schema(len(self._schemas), *fields)
+
+    def _register(self, schema: m.Schema) -> None:
+        self._schemas[schema.clock, schema.stats] = schema
+        for group, fields in (("time", schema.clock), ("stats", schema.stats)):
+            for field in fields:
+                self._kinds.setdefault((group, field.name), field.kind)
+
+    def _make_ready(self, key: TickKey, schema: m.Schema, direct: tuple[Any, ...]) -> None:
+        """Generate the writer for ticks like this one and let it take the next."""
+        if (key, direct) not in self._writers:
+            # A signal handler may log while a writer is being generated.
+            if self._generating or len(self._writers) >= _MAX_WRITERS:
+                return
+            self._generating = True
+            try:
+                self._generate(key, schema, direct)
+            finally:
+                self._generating = False
+        update = self._writers[key, direct][0].update
+        self._latest[key] = update
+        self._select(update)
+
+    def _generate(self, key: TickKey, schema: m.Schema, direct: tuple[Any, ...]) -> None:
+        extra = [name for name in key[0] if name in OWN_CLOCKS]
+        hooks = ticks.Hooks(
+            self._baton.pop, self._baton.append, time.time, self._miss, self._on_save
+        )
+        writer = ticks.compile_writer(schema, direct, extra, hooks)
+        self._codes.add(writer.update.__code__)
+        at = self._acquire()
+        self._bind(writer, schema)
+        self._writers[key, direct] = (writer, schema)
+        self._baton.append(at)
+
+    def _bind(self, writer: ticks.Writer, schema: m.Schema) -> None:
+        active = self.ring.active
+        limit = active.size - ticks.tick_struct(schema).size
+        writer.bind(active.buffer, active.words, limit)
+
+    def _select(self, update: Update) -> None:
+        self.update = update
+        self._install(update)
+
+    def _write_set_aside(self) -> None:
+        while self._set_aside and not self._is_nested():
+            try:
+                self._take(*self._set_aside.popleft())
+            except (TypeError, ValueError) as error:
+                self.lost += 1
+                self._on_lost(f"a tick logged inside a signal handler was refused: {error}")
+
+    # --- code that holds the baton --------------------------------------------------------------
+    def _write_tick(self, seconds: float, described: ticks.Described) -> m.Schema:
+        """Put a tick behind the others, after its schema if that is new; count it if there is no room.
+
+        Raises:
+            ValueError: the tick does not fit those before it; nothing was written.
+        """
+        at = self._acquire()
+        try:
+            schema = self._schema(described)
+            record = _encode_tick(schema, seconds, described.values)
+            if self._gap:
+                at = self._put(at, wire.encode_record(m.Gap(self._gap, "no room to buffer ticks")))
+                self._gap = 0
+            if (schema.clock, schema.stats) not in self._schemas:
+                at = self._put(at, wire.encode_record(schema))
+                self._register(schema)
+            self._put(at, record)
+        except RingFull as error:
+            self.lost += 1
+            self._gap += 1
+            self._on_lost(f"a tick was dropped: {error}")
+        finally:
+            self._baton.append(self.ring.active.end)
+        return schema
+
+    def _append(self, record: bytes) -> None:
+        """Put a record that is no tick behind the others."""
+        at = self._acquire()
+        try:
+            self._put(at, record)
+        finally:
+            self._baton.append(self.ring.active.end)
+
+    def _end(self, why: str) -> None:
+        """End the stream and keep the baton for good."""
+        at = self._acquire()
+        self._closed = why
+        with contextlib.suppress(RingFull):  # then the run will be shown as crashed, no worse
+            if self._gap:
+                at = self._put(at, wire.encode_record(m.Gap(self._gap, "no room to buffer ticks")))
+            self._put(at, wire.encode_record(m.End()))
+
+    def _put(self, at: int, record: bytes) -> int:
+        active = self.ring.active
+        if at + len(record) > active.size:
+            active = self.ring.roll(len(record))
+            for writer, schema in self._writers.values():
+                self._bind(writer, schema)
+            at = HEADER_BYTES
+        active.buffer[at : at + len(record)] = record
+        active.words[1] = at + len(record)
+        return at + len(record)
+
+    # --- the baton ----------------------------------------------------------------------------
+    def _acquire(self) -> int:
+        """Take the baton, waiting for its holder."""
+        unheld = 0
+        while True:
+            try:
+                return self._baton.pop()
+            except IndexError:
+                if self._closed:
+                    raise LoggerClosed(self._closed) from None
+            unheld = 0 if self._held() else unheld + 1
+            if unheld > _LOST_AFTER_LOOKS:
+                return self.ring.active.end
+            time.sleep(_LOOK_EVERY_S)
+
+    def _held(self) -> bool:
+        """Whether some thread is inside code that holds the baton."""
+        return any(self._holds(frame) for frame in sys._current_frames().values())
+
+    def _is_nested(self) -> bool:
+        """Whether this call interrupted the baton's holder in this very thread."""
+        return not self._baton and self._holds(sys._getframe())
+
+    def _holds(self, frame: FrameType | None) -> bool:
+        """Whether a stack has a writer that is not just waiting for `_miss` or `_acquire`."""
+        inner: CodeType | None = None
+        while frame is not None:
+            if frame.f_code in self._codes and inner not in _PASSING:
+                return True
+            inner = frame.f_code
+            frame = frame.f_back
+        return False
+
+
+# Methods that hold the baton, but for the time they wait in one of `_PASSING`.  A generated writer
+# whose next inner frame is `_miss` does not hold it either.
+_HOLDERS: Final = (
+    Producer._write_tick.__code__,
+    Producer._append.__code__,
+    Producer._end.__code__,
+    Producer._generate.__code__,
+)
+_PASSING: Final = (Producer._miss.__code__, Producer._acquire.__code__)
+
+
+def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
+    if wire.has_fixed_layout(schema):
+        return ticks.pack_fixed(schema, seconds, values)
+    record = wire.encode_text_tick(schema, seconds, values)
+    if len(record) > m.MAX_TICK_BYTES:
+        raise ValueError(
+            f"a tick of {len(record)} bytes, and {m.MAX_TICK_BYTES} is the most one may have: "
+            "store long texts and large arrays as extra objects"
+        )
+    return record
+
+
+def _tick_key(clock: object, stats: object) -> TickKey | None:
+    """The keys of a tick, or None where they cannot be what they must."""
+    if isinstance(clock, dict) and isinstance(stats, dict):
+        return tuple(clock), tuple(stats)
+    return None

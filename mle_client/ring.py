@@ -1,0 +1,361 @@
+"""The memory-mapped segments that hold a producer's stream until the daemon has journaled it.
+
+One directory a producer, one file a segment.  The files survive the process: a daemon that finds
+the `owner` file unlocked reads the rest out of them.  While the process lives, segments are recycled
+as acknowledgements come in, so a producer needs one or two; when the daemon is away they add up, in
+shared memory first, then as files under the root (*spill*), up to a bound in bytes.
+
+It knows nothing of ticks, sockets or threads.  Its caller sees to it that only one thread appends.
+
+Segment format, version 1.  Words are native unsigned 64-bit integers:
+
+    offset  0   8 bytes  magic "MLERING1"
+            8   word     committed end: offset in this file up to which records are whole
+           16   word     stream position of the byte at offset 64
+           24   16 bytes producer id
+           40   24 bytes zero
+           64            records, one after another, none across the end
+
+Committing is one aligned 8-byte store after the record's bytes, so a process that dies at any
+instruction leaves whole records only.  (The store order of a dead process is its program order.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import mmap
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mle_client.messages import ProducerId
+
+MAGIC: Final = b"MLERING1"
+HEADER_BYTES: Final = 64
+END_WORD: Final = 1  # index of the committed end among the words of the header
+BASE_WORD: Final = 2
+OWNER_FILE: Final = "owner"
+
+# 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
+# segment change is rare, and a process that logs a little occupies little of a small /dev/shm.
+SEGMENT_BYTES: Final = 256 * 1024
+# In shared memory; what the fastest loop writes within two of the sender's rounds fits.
+MEMORY_BYTES: Final = 4 * 2**20
+# Shared memory is left alone when less than this part of it is free: it is everybody's.
+MEMORY_FREE_SHARE: Final = 0.25
+# On disk, a producer: some 17 million ticks of four values.
+SPILL_BYTES: Final = 2**30
+
+
+class RingFull(Exception):
+    """Neither shared memory nor disk takes another segment."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """One file.  Args: base: stream position of its first record; spilled: lies on disk.
+
+    A mapping holds a file descriptor, so a segment that is only waited for is unmapped (`unmap`)
+    and read from its file.
+    """
+
+    path: str
+    buffer: mmap.mmap
+    words: memoryview
+    size: int
+    spilled: bool
+    base: int = 0
+    _unmapped_end: int | None = None
+
+    @property
+    def end(self) -> int:
+        """Offset in the file behind the last committed record."""
+        return int(self.words[END_WORD]) if self._unmapped_end is None else self._unmapped_end
+
+    @property
+    def end_position(self) -> int:
+        """Stream position behind the last committed record."""
+        return self.base + self.end - HEADER_BYTES
+
+    def content(self, start: int, end: int) -> memoryview:
+        """The bytes between two offsets."""
+        if self._unmapped_end is None:
+            return memoryview(self.buffer)[start:end]
+        with open(self.path, "rb") as file:
+            return memoryview(os.pread(file.fileno(), end - start, start))
+
+    def restart(self, base: int) -> None:
+        """Make it an empty segment.  Emptied first, so that a crash in between leaves no record."""
+        self.words[END_WORD] = HEADER_BYTES
+        self.words[BASE_WORD] = base
+        self.base = base
+
+    def unmap(self) -> None:
+        """Let go of the mapping; nothing is written to it any more."""
+        if self._unmapped_end is None:
+            self._unmapped_end = self.end
+        self.words.release()
+        with contextlib.suppress(BufferError):  # it is being sent; it goes when that is done
+            self.buffer.close()
+
+    def unlink(self) -> None:
+        """Remove the file."""
+        self.unmap()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+def _create_segment(path: str, size: int, producer: ProducerId, spilled: bool) -> Segment:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # Reserved now: a mapped page that cannot be backed later would be a SIGBUS in training.
+        os.posix_fallocate(fd, 0, size)
+        buffer = mmap.mmap(fd, size)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    words = memoryview(buffer)[:HEADER_BYTES].cast("Q")
+    words[END_WORD] = HEADER_BYTES
+    buffer[24:40] = producer
+    buffer[0:8] = MAGIC  # last: what has no magic is no segment yet
+    return Segment(path, buffer, words, size, spilled)
+
+
+class Ring:
+    """The segments of one producer, in a directory of its own.
+
+    Args:
+        directory: of this producer in shared memory; must not exist, its parent must.
+        spill_directory: of this producer on disk; made when first needed.
+        producer: its id.
+        identity: who the owner is, for people who look at the directory.
+
+    Raises:
+        OSError: neither place takes the first segment.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        spill_directory: str,
+        producer: ProducerId,
+        identity: dict[str, Any],
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        spill_bytes: int = SPILL_BYTES,
+    ) -> None:
+        self.directory = directory
+        self._spill_directory = spill_directory
+        self._producer = producer
+        self._memory_bytes = memory_bytes
+        self._spill_bytes = spill_bytes
+        self._files = 0
+        self._owner_fd = _claim_directory(directory, identity)
+        self._spares: list[Segment] = []
+        self.segments: list[Segment] = []  # oldest first; the last one is written to
+        try:
+            self.segments.append(self._new_segment(SEGMENT_BYTES))
+        except RingFull as error:
+            self.delete()
+            raise OSError(errno.ENOSPC, "no room for a ring", directory) from error
+
+    @property
+    def active(self) -> Segment:
+        """The segment that is written to."""
+        return self.segments[-1]
+
+    @property
+    def head(self) -> int:
+        """Stream position behind the last committed record."""
+        return self.segments[-1].end_position
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all segment files."""
+        return sum(segment.size for segment in (*self.segments, *self._spares))
+
+    def roll(self, record_bytes: int) -> Segment:
+        """Begin another segment, with room for a record of `record_bytes`.
+
+        Raises:
+            RingFull: there is no room; the active segment stays.
+        """
+        needed = record_bytes + HEADER_BYTES
+        base = self.head
+        if self._spares and self._spares[-1].size >= needed:
+            segment = self._spares.pop()
+        else:
+            segment = self._new_segment(max(SEGMENT_BYTES, needed))
+        segment.restart(base)
+        full = self.active
+        self.segments.append(segment)
+        if full.spilled:  # hundreds may add up while no daemon runs
+            full.unmap()
+        return segment
+
+    def prepare(self) -> None:
+        """Have a spare segment ready, so that the next `roll` need not make one."""
+        if not self._spares and self.active.end > self.active.size // 2:
+            with contextlib.suppress(RingFull):
+                self._spares.append(self._new_segment(SEGMENT_BYTES))
+
+    def pending(self, position: int) -> Iterator[tuple[int, memoryview]]:
+        """The committed records from a position on: (position, bytes) for each segment.
+
+        Raises:
+            LookupError: the position was recycled already.
+        """
+        segments = tuple(self.segments)
+        if position < segments[0].base:
+            raise LookupError(f"position {position} is gone; the ring begins at {segments[0].base}")
+        for segment in segments:
+            end = segment.end
+            start = HEADER_BYTES + max(0, position - segment.base)
+            if start < end:
+                yield segment.base + start - HEADER_BYTES, segment.content(start, end)
+
+    def release(self, position: int) -> None:
+        """Recycle the segments that lie wholly before a position."""
+        while len(self.segments) > 1 and self.segments[0].end_position <= position:
+            segment = self.segments.pop(0)
+            if segment.spilled or segment.size != SEGMENT_BYTES or len(self._spares) >= 2:
+                segment.unlink()
+            else:
+                segment.restart(0)
+                self._spares.append(segment)
+
+    def let_go(self) -> None:
+        """Give up the ring but leave the files: a daemon may take them from now on."""
+        if self._owner_fd >= 0:
+            os.close(self._owner_fd)
+            self._owner_fd = -1
+
+    def delete(self) -> None:
+        """Remove the files: everything in them is in the journal."""
+        for segment in (*self.segments, *self._spares):
+            segment.unlink()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self._spill_directory, ignore_errors=True)
+        self.let_go()
+
+    def forget(self) -> None:
+        """In a forked child: close what was inherited, touch no file."""
+        self.let_go()
+        for segment in (*self.segments, *self._spares):
+            segment.unmap()
+
+    def _new_segment(self, size: int) -> Segment:
+        """Make a segment in shared memory or, where that is used up, on disk."""
+        in_memory = sum(s.size for s in (*self.segments, *self._spares) if not s.spilled)
+        on_disk = sum(s.size for s in (*self.segments, *self._spares) if s.spilled)
+        self._files += 1
+        name = f"{self._files:08d}.seg"
+        if in_memory + size <= self._memory_bytes and _has_room(self.directory, size):
+            with contextlib.suppress(OSError):
+                path = os.path.join(self.directory, name)
+                return _create_segment(path, size, self._producer, False)
+        if on_disk + size <= self._spill_bytes:
+            try:
+                os.makedirs(self._spill_directory, mode=0o700, exist_ok=True)
+                path = os.path.join(self._spill_directory, name)
+                return _create_segment(path, size, self._producer, True)
+            except OSError as error:
+                raise RingFull(str(error)) from error
+        raise RingFull(f"{on_disk} bytes are spilled; {self._spill_bytes} is the bound")
+
+
+def _has_room(directory: str, size: int) -> bool:
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return False
+    free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    return free - size >= total * MEMORY_FREE_SHARE
+
+
+def _claim_directory(directory: str, identity: dict[str, Any]) -> int:
+    """Make the directory with a locked owner file in it; the lock is ours before anyone sees it.
+
+    The lock is a POSIX one: a forked child does not hold it, and it ends with the process.
+    """
+    making = os.path.join(os.path.dirname(directory), f".new-{secrets.token_hex(8)}")
+    os.mkdir(making, 0o700)
+    try:
+        path = os.path.join(making, OWNER_FILE)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps(identity).encode())
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(making, directory)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    return fd
+
+
+# --- the daemon's side: rings whose process is gone ----------------------------------------------
+def take_over(directory: str) -> int | None:
+    """Lock a ring whose owner is gone.
+
+    Returns:
+        A file descriptor that holds the lock until it is closed, or None while the owner lives.
+    """
+    try:
+        fd = os.open(os.path.join(directory, OWNER_FILE), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """The records in one segment file.  Args: base: stream position of the first byte."""
+
+    path: str
+    producer: ProducerId
+    base: int
+    payload: bytes
+
+
+def read_remains(*directories: str) -> list[Remains]:
+    """The committed records of a ring, in stream order.
+
+    A file that is no whole segment was never written to and is passed over.
+    """
+    found = []
+    for directory in directories:
+        names = os.listdir(directory) if os.path.isdir(directory) else []
+        for name in names:
+            if name.endswith(".seg"):
+                remains = _read_segment(os.path.join(directory, name))
+                if remains is not None:
+                    found.append(remains)
+    return sorted(found, key=lambda remains: remains.base)
+
+
+def _read_segment(path: str) -> Remains | None:
+    with open(path, "rb") as file:
+        header = file.read(HEADER_BYTES)
+        if len(header) < HEADER_BYTES or header[:8] != MAGIC:
+            return None
+        words = memoryview(header).cast("Q")
+        payload = file.read(max(0, words[END_WORD] - HEADER_BYTES))
+    if not payload:
+        return None
+    return Remains(path, ProducerId(header[24:40]), words[BASE_WORD], payload)

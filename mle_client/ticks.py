@@ -1,0 +1,361 @@
+"""What a tick is made of, and the function that writes ticks of one shape as fast as Python can.
+
+Pure: values in, fields and bytes (or source code) out.  `producer` binds the result to a ring.
+
+A tick's first appearance goes the general way: `describe` looks at every value, refuses what cannot
+be stored, and yields fields and plain values.  From then on a function *generated* for just these
+keys and exact types does the work: it fetches each value by its key, checks each type by identity,
+and writes the whole tick, valid msgpack, with one `struct.Struct.pack_into`.  Anything unexpected
+makes it call `miss`, the general way.
+"""
+
+from __future__ import annotations
+
+import numbers
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from mle_client import messages as m
+from mle_client import wire
+from mle_client.layout import OWN_CLOCKS
+
+_INT64 = range(-(2**63), 2**63)
+
+# Scalar types that `struct` converts exactly, without a call of ours in between.
+_DIRECT: Final[dict[type, m.Kind]] = {
+    int: m.INT,
+    float: m.FLOAT,
+    bool: m.BOOL,
+    np.bool_: m.BOOL,
+    **dict.fromkeys((np.float16, np.float32, np.float64), m.FLOAT),
+    **dict.fromkeys(
+        (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64), m.INT
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A tick that may be stored.
+
+    Args:
+        clock, stats: its fields.
+        values: plain Python numbers, strings or the raw bytes of arrays, in the fields' order.
+        direct: the exact types of the values, if a generated writer can take them as they come;
+            for an array its numpy type and shape.  None if not.
+    """
+
+    clock: tuple[m.Field, ...]
+    stats: tuple[m.Field, ...]
+    values: tuple[Any, ...]
+    direct: tuple[Any, ...] | None
+
+
+def describe(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Described:
+    """Look at every value of a tick.  Neither mapping is changed or kept.
+
+    Args:
+        clock: time-like values; the three that every tick has by itself are passed over.
+        stats: the statistics.
+
+    Raises:
+        TypeError: a mapping, key or value is of a type that cannot be stored.
+        ValueError: a value of a good type is out of bounds.
+    """
+    fields: dict[str, list[m.Field]] = {"clock": [], "stats": []}
+    values: list[Any] = []
+    types: list[Any] = []
+    for group, mapping in (("clock", clock), ("stats", stats)):
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"update() takes two dicts, {{name: number}}; {group}_tick is a "
+                f"{type(mapping).__name__}"
+            )
+        for name, value in mapping.items():
+            if group == "clock" and name in OWN_CLOCKS:
+                continue
+            kind, plain, direct = _describe_value(_checked_key(name), value)
+            fields[group].append(m.Field(name, kind))
+            values.append(plain)
+            types.append(direct)
+    if len(values) > m.MAX_KEYS:
+        raise ValueError(f"a tick with {len(values)} keys; {m.MAX_KEYS} is the most one may have")
+    if sum(len(value) for value in values if isinstance(value, bytes)) > m.MAX_TICK_BYTES:
+        raise ValueError(
+            f"a tick's arrays exceed {m.MAX_TICK_BYTES} bytes: store such arrays as extra objects"
+        )
+    is_direct = all(direct is not None for direct in types)
+    return Described(
+        tuple(fields["clock"]),
+        tuple(fields["stats"]),
+        tuple(values),
+        tuple(types) if is_direct else None,
+    )
+
+
+def _checked_key(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"the key {name!r} is a {type(name).__name__}: keys must be strings")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the key {name!r} is no valid Unicode: remove the surrogates") from error
+    if length > m.MAX_KEY_BYTES:
+        raise ValueError(f"a key of {length} bytes; {m.MAX_KEY_BYTES} is the longest one may be")
+    return name
+
+
+def _describe_value(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
+    """The kind of a value, its plain form, and what a generated writer checks (or None)."""
+    kind = _DIRECT.get(type(value))
+    if kind is not None:
+        return kind, _plain(name, kind, value), type(value)
+    if isinstance(value, str):
+        return m.TEXT, _checked_text(name, str(value)), None
+    if isinstance(value, numbers.Number):
+        return _describe_number(name, value)
+    array = _as_array(name, value)
+    if array.ndim == 0:
+        kind, plain, _ = _describe_value(name, array.item())
+        return kind, plain, None
+    kind = m.Kind(array.dtype.str, array.shape)
+    direct = (array.dtype, array.shape) if array is value else None
+    return kind, array.tobytes(), direct
+
+
+def _plain(name: str, kind: m.Kind, value: Any) -> Any:
+    if kind is m.FLOAT:
+        return float(value)
+    if kind is m.BOOL:
+        return bool(value)
+    number = int(value)
+    if number not in _INT64:
+        raise ValueError(
+            f"{name!r} is {number}, which is no 64-bit integer: log it as float or as a string"
+        )
+    return number
+
+
+def _describe_number(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
+    """Numbers of uncommon types: subclasses, fractions, decimals, extended floats."""
+    if isinstance(value, numbers.Integral):
+        return m.INT, _plain(name, m.INT, value), None
+    try:
+        number = float(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name!r} is a {type(value).__name__}: log its real and imaginary parts on their own"
+        ) from error
+    return m.FLOAT, number, None
+
+
+def _checked_text(name: str, text: str) -> str:
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name!r} is no valid Unicode: remove the surrogates") from error
+    if length > m.MAX_STRING_BYTES:
+        raise ValueError(
+            f"{name!r} is a text of {length} bytes, and {m.MAX_STRING_BYTES} is the longest one "
+            "may be: store longer texts as extra objects"
+        )
+    return text
+
+
+def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """An array of numbers in little-endian order from arrays, tensors, lists and tuples."""
+    source = value
+    if hasattr(source, "detach"):  # torch: an array that requires a gradient refuses numpy
+        source = source.detach().cpu()
+    if not (isinstance(source, list | tuple) or hasattr(source, "__array__")):
+        raise TypeError(
+            f"{name!r} is a {type(value).__name__}: log numbers, strings or arrays of numbers; "
+            "other objects are stored by save_extra()"
+        )
+    try:
+        array = np.asarray(source)
+    except TypeError:  # torch's bfloat16, which numpy does not know
+        array = np.asarray(source.float())
+    except ValueError as error:
+        raise ValueError(f"{name!r} is no array of one shape: {error}") from error
+    if array.dtype.kind == "V":  # jax's bfloat16 and its like
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name!r} holds items of type {array.dtype}: log arrays of numbers; "
+            "other objects are stored by save_extra()"
+        )
+    little = array.dtype.newbyteorder("<")
+    return array if array.dtype == little and array is value else array.astype(little, copy=False)
+
+
+def conflict(known: m.Kind, new: m.Kind) -> str:
+    """Why a key logged as `known` cannot be logged as `new`; "" if it can.
+
+    Numbers of any type share a column, and so do arrays of one shape.
+    """
+    if (known.code == "str") != (new.code == "str"):
+        return "it was logged as text before and is a number now, or the reverse: use two keys"
+    if known.shape != new.shape:
+        return (
+            f"it had the shape {known.shape} and has {new.shape} now: a key keeps its shape; "
+            "pad the array, or use another key"
+        )
+    return ""
+
+
+# --- the generated writer -------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Functions that write ticks of one schema and one set of exact types.
+
+    Args:
+        update: with the signature of `MLELogger.update`.
+        bind: bind(buffer, words, limit) points it at a segment: `buffer` is written to, `words[1]`
+            is the segment's committed end, `limit` the last offset at which a tick fits.
+    """
+
+    update: Callable[..., None]
+    bind: Callable[[Any, Any, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a generated writer calls.
+
+    Args:
+        take, give: pop and append of the one-item list that holds the write offset.  Who holds the
+            offset may write; a writer that finds none calls `miss`.
+        now: seconds since the epoch.
+        miss: the general way, with the signature of `MLELogger.update`.
+        save: called when the tick asks for publication.
+    """
+
+    take: Callable[[], int]
+    give: Callable[[int], None]
+    now: Callable[[], float]
+    miss: Callable[..., None]
+    save: Callable[[], None]
+
+
+def tick_struct(schema: m.Schema) -> struct.Struct:
+    """Packs one tick of a fixed layout; its arguments are those of `tick_arguments`."""
+    codes = [f">{wire.HEAD_BYTES}sd"]
+    for field in schema.fields:
+        match field.kind:
+            case m.INT:
+                codes.append("Bq")
+            case m.FLOAT:
+                codes.append("Bd")
+            case m.BOOL:
+                codes.append("B")
+            case kind:
+                codes.append(f"{len(wire.array_tag(kind))}s{wire.array_bytes(kind)}s")
+    return struct.Struct("".join(codes))
+
+
+def pack_fixed(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
+    """One tick of a fixed layout from plain values: the slow twin of a generated writer."""
+    arguments: list[Any] = [wire.head(schema), seconds]
+    for field, value in zip(schema.fields, values, strict=True):
+        match field.kind:
+            case m.INT:
+                arguments += (0xD3, value)
+            case m.FLOAT:
+                arguments += (0xCB, value)
+            case m.BOOL:
+                arguments.append(0xC3 if value else 0xC2)
+            case kind:
+                arguments += (wire.array_tag(kind), value)
+    return tick_struct(schema).pack(*arguments)
+
+
+_SIGNATURE = (
+    "clock_tick, stats_tick, model=None, plot_fig=None, extra_obj=None, grads=None, save=False"
+)
+_PASSED_ON = "clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save"
+
+
+def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str]) -> str:
+    """Source of the function `make`, which returns the two functions of a `Writer`.
+
+    Args:
+        schema: with a fixed layout.
+        direct: of `Described`.
+        extra_clocks: keys that the clock has besides the schema's.
+    """
+    fetches, guards, packed = [], [], []
+    for i, field in enumerate(schema.fields):
+        mapping = "clock_tick" if i < len(schema.clock) else "stats_tick"
+        fetches.append(f"v{i} = {mapping}[{field.name!r}]")
+        if field.kind.shape:
+            guards.append(f"type(v{i}) is ndarray and v{i}.dtype == D{i} and v{i}.shape == S{i}")
+            packed.append(f"{wire.array_tag(field.kind)!r}, v{i}.tobytes()")
+        else:
+            guards.append(f"type(v{i}) is T{i}")
+            tag = {"i8": "0xD3, ", "f8": "0xCB, ", "b1": "0xC2 + "}[field.kind.code]
+            packed.append(tag + (f"bool(v{i})" if direct[i] is np.bool_ else f"v{i}"))
+    fetches += [f"clock_tick[{name!r}]" for name in extra_clocks]
+    guards += [
+        f"len(clock_tick) == {len(schema.clock) + len(extra_clocks)}",
+        f"len(stats_tick) == {len(schema.stats)}",
+        "model is None and plot_fig is None and extra_obj is None and grads is None",
+    ]
+    return "\n".join(
+        [
+            "def make(hooks, pack, HEAD, SIZE, Error, ndarray, constants):",
+            *(f"    T{i} = D{i} = constants[{i}][0]" for i in range(len(schema.fields))),
+            *(f"    S{i} = constants[{i}][1]" for i in range(len(schema.fields))),
+            "    take, give, now = hooks.take, hooks.give, hooks.now",
+            "    miss, asked_to_save = hooks.miss, hooks.save",
+            "    buffer = words = None",
+            "    limit = -1",
+            "    def bind(new_buffer, new_words, new_limit):",
+            "        nonlocal buffer, words, limit",
+            "        buffer, words, limit = new_buffer, new_words, new_limit",
+            f"    def update({_SIGNATURE}):",
+            "        written = False",
+            "        try:",
+            *(f"            {line}" for line in fetches),
+            f"            if {' and '.join(guards)}:",
+            "                at = take()",
+            "                if at <= limit:",
+            f"                    pack(buffer, at, {', '.join(['HEAD', 'now()', *packed])})",
+            "                    at += SIZE",
+            "                    words[1] = at",
+            "                    give(at)",
+            "                    if not save:",
+            "                        return",
+            "                    written = True",
+            "                else:",
+            "                    give(at)",
+            "        except (KeyError, IndexError, TypeError, Error):",
+            "            pass",
+            "        if written:",
+            "            return asked_to_save()",
+            f"        return miss({_PASSED_ON})",
+            "    return update, bind",
+        ]
+    )
+
+
+def compile_writer(
+    schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str], hooks: Hooks
+) -> Writer:
+    """Generate the writer of one schema.  Arguments as for `writer_source`.
+
+    The keys enter the source as string literals made by `repr`, nothing else of the user's does.
+    """
+    namespace: dict[str, Any] = {}
+    source = writer_source(schema, direct, extra_clocks)
+    exec(compile(source, "<tick writer>", "exec"), namespace)
+    packer = tick_struct(schema)
+    constants = [item if isinstance(item, tuple) else (item, None) for item in direct]
+    update, bind = namespace["make"](
+        hooks, packer.pack_into, wire.head(schema), packer.size, struct.error, np.ndarray, constants
+    )
+    return Writer(update, bind)

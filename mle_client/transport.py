@@ -1,0 +1,448 @@
+"""The thread that ships rings to the daemon, and the only client module on the hot side of ZeroMQ.
+
+One thread and one socket for all the loggers of a process that use the same daemon.  Its rounds:
+connect if need be (starting a daemon where one is missing), read answers, send what is new.  User
+code never waits for it except in `flush` and `close`, and never longer than it says.
+
+The decisions about delivery are `session`'s; the bytes are `ring`'s, sent as they lie there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket as sockets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mle_client import discovery, wire
+from mle_client import messages as m
+from mle_client.discovery import Target
+from mle_client.endpoint import READY, Endpoint, is_alive, read_endpoint
+from mle_client.errors import MLEError, ProtocolError, RunRefused, VersionMismatch
+from mle_client.producer import Producer
+from mle_client.session import Session
+
+# How long a round may wait while ticks come in: a batch then has thousands of fast ticks, and the
+# thread takes the interpreter from the trainer fifty times a second.
+_BUSY_WAIT_S: Final = 0.02
+# And at most while none come: five wake-ups a second cost about 0.05 % of a core.
+_IDLE_WAIT_S: Final = 0.2
+# Unanswered for so long, the daemon's process is looked at.
+_LOOK_AFTER_S: Final = 0.5
+_HELLO_TIMEOUT_S: Final = 5.0
+# Tells the daemon that this process lives, where it cannot see its rings.
+_HEARTBEAT_S: Final = 10.0
+_FIRST_RETRY_S: Final = 0.2
+_LAST_RETRY_S: Final = 30.0
+# A daemon that a logger started leaves when it has had no work for so long: longer than the pause
+# between two runs of a script, shorter than anyone would wonder why it is still there.
+OWN_DAEMON_IDLE_S: Final = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Channel:
+    """One producer on its way to the daemon.
+
+    Args:
+        on_error: called, from the sender's thread, with what went wrong in the background.
+    """
+
+    producer: Producer
+    on_error: Callable[[MLEError], None]
+    session: Session = field(default_factory=Session)
+    save_wanted: bool = False
+    refused: str = ""
+    renamed: str = ""  # the seed's name where the daemon had to choose another
+
+
+@dataclass(eq=False, slots=True)
+class _Wait:
+    """A flush that user code waits for."""
+
+    token: int
+    channel: Channel
+    position: int
+    over: threading.Event = field(default_factory=threading.Event)
+    sent: bool = False
+    error: str | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Link:
+    """A connection.  Args: endpoint: of the daemon, where its process can be looked at."""
+
+    socket: Any
+    endpoint: Endpoint | None
+    since: float
+    welcome: m.Welcome | None = None
+    heartbeat_at: float = 0.0
+    looked_at: float = 0.0
+
+
+class Transport:
+    """Ships the rings of all loggers of this process that use one daemon.
+
+    Args:
+        target: the daemon.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # guards the two collections and the thread's life
+        self._channels: dict[m.ProducerId, Channel] = {}
+        self._waits: dict[int, _Wait] = {}
+        self._tokens = itertools.count(1)
+        self._thread: threading.Thread | None = None
+        self._wake_read, self._wake_write = -1, -1
+        self._context: Any = None
+        self._link: _Link | None = None
+        self._retry_s = _FIRST_RETRY_S
+        self._retry_at = 0.0
+        self._told_to_leave = False
+        self._last_error = ""
+
+    # --- called by loggers --------------------------------------------------------------------
+    def add(self, producer: Producer, on_error: Callable[[MLEError], None]) -> Channel:
+        """Begin to ship a producer's ring."""
+        channel = Channel(producer, on_error)
+        with self._lock:
+            self._channels[producer.id] = channel
+            if self._thread is None:
+                self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                self._thread = threading.Thread(target=self._work, name="mle-sender", daemon=True)
+                self._thread.start()
+        return channel
+
+    def remove(self, channel: Channel, timeout: float = 1.0) -> None:
+        """Ship no more of a producer's ring; the thread ends with the last one."""
+        with self._lock:
+            self._channels.pop(channel.producer.id, None)
+            thread = self._thread if not self._channels else None
+        if thread is not None and thread is not threading.current_thread():
+            self.wake()
+            thread.join(timeout)
+
+    def save(self, channel: Channel) -> None:
+        """Ask for publication soon.  Cheap: the next round tells the daemon."""
+        channel.save_wanted = True
+
+    def flush(self, channel: Channel, position: int, timeout: float) -> bool:
+        """Wait until everything before a position is synced and in the log file.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            Whether it is.
+        """
+        with self._lock:
+            wait = _Wait(next(self._tokens), channel, position)
+            self._waits[wait.token] = wait
+        self._retry_at = min(self._retry_at, time.monotonic())
+        self.wake()
+        wait.over.wait(timeout)
+        with self._lock:
+            self._waits.pop(wait.token, None)
+        return wait.error == ""
+
+    def wake(self) -> None:
+        """End the thread's present wait."""
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"!")
+
+    @property
+    def connected(self) -> bool:
+        """Whether a daemon has answered on the present connection."""
+        return self._link is not None and self._link.welcome is not None
+
+    # --- the thread ---------------------------------------------------------------------------
+    def _work(self) -> None:
+        wait_s = _BUSY_WAIT_S
+        while self._go_on():
+            try:
+                sent = self._round(wait_s)
+            except Exception as error:  # whatever it is, the ticks must go on being shipped
+                self._report(error)
+                self._disconnect()
+                self._later()
+                sent = False
+                time.sleep(_BUSY_WAIT_S)
+            wait_s = _BUSY_WAIT_S if sent else min(2 * wait_s, _IDLE_WAIT_S)
+
+    def _go_on(self) -> bool:
+        with self._lock:
+            if self._channels:
+                return True
+            self._disconnect()
+            if self._context is not None:
+                self._context.term()
+                self._context = None
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            self._wake_read = self._wake_write = -1
+            self._thread = None
+            return False
+
+    def _round(self, wait_s: float) -> bool:
+        """One round.  Returns: whether anything was sent."""
+        for channel in tuple(self._channels.values()):
+            channel.producer.catch_up()
+        now = time.monotonic()
+        if self._link is None and now >= self._retry_at:
+            self._connect(now)
+        self._listen(wait_s)
+        now = time.monotonic()
+        link = self._link
+        if link is None or not self._is_well(link, now) or link.welcome is None:
+            return False
+        sent = False
+        for channel in tuple(self._channels.values()):
+            sent = self._ship(link, channel, now) or sent
+        self._send_requests(link, now)
+        return sent
+
+    def _listen(self, wait_s: float) -> None:
+        """Wait for answers, or to be woken, and take in what came."""
+        import zmq
+
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        if self._link is not None:
+            poller.register(self._link.socket, zmq.POLLIN)
+        ready = dict(poller.poll(int(wait_s * 1000)))
+        if self._wake_read in ready:
+            os.read(self._wake_read, 65536)
+        while self._link is not None:
+            try:
+                frames = self._link.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._answered(self._link, wire.decode(frames))
+
+    # --- the connection -----------------------------------------------------------------------
+    def _connect(self, now: float) -> None:
+        import zmq
+
+        address, endpoint = self._find_daemon()
+        if address is None:
+            self._later()
+            return
+        if self._context is None:
+            self._context = zmq.Context()
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 1_000)  # messages; the window bounds their bytes
+        socket.connect(address)
+        self._link = _Link(socket, endpoint, now)
+        self._hello(self._link, now)
+
+    def _find_daemon(self) -> tuple[str | None, Endpoint | None]:
+        """The address to connect to.  Starts a daemon where one is missing and may be started."""
+        endpoint = read_endpoint(self._target.root)
+        if endpoint is not None and endpoint.state == READY and is_alive(endpoint):
+            self._told_to_leave = False
+            return endpoint.endpoint, endpoint
+        if self._target.address is not None and endpoint is None:
+            return self._target.address, None  # it serves a root that cannot be seen from here
+        if self._told_to_leave and not self._waits:
+            return None, None  # a user stopped it; what is in the rings can wait
+        crashed = endpoint is not None and endpoint.state == READY
+        options = endpoint.options if crashed and endpoint is not None else {}
+        started = discovery.start_daemon(
+            self._target.root,
+            idle_timeout=options.get("idle_timeout") if crashed else OWN_DAEMON_IDLE_S,
+            endpoint=options.get("endpoint"),
+        )
+        return started.endpoint, started
+
+    def _hello(self, link: _Link, now: float) -> None:
+        link.heartbeat_at = now + _HEARTBEAT_S
+        self._send(link, m.Hello(m.PROTOCOL_VERSION, os.getpid(), sockets.gethostname()))
+
+    def _is_well(self, link: _Link, now: float) -> bool:
+        """Whether to go on with a connection; if not it is given up, to be made anew."""
+        if link.welcome is None:
+            waiting = now - link.since
+            lost = waiting > _HELLO_TIMEOUT_S
+        else:
+            waiting = _LOOK_AFTER_S if self._waits or self._outstanding() else 0.0
+            lost = any(c.session.stalled(now) for c in tuple(self._channels.values()))
+        if waiting >= _LOOK_AFTER_S and now - link.looked_at > _LOOK_AFTER_S:
+            link.looked_at = now
+            lost = lost or (link.endpoint is not None and not is_alive(link.endpoint))
+        if lost:
+            self._disconnect()
+            self._retry_at = now
+        return not lost
+
+    def _outstanding(self) -> bool:
+        return any(c.session.sent > c.session.acked for c in tuple(self._channels.values()))
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.socket.close(linger=0)
+            self._link = None
+        for wait in tuple(self._waits.values()):
+            wait.sent = False
+
+    def _later(self) -> None:
+        """Try to connect again after a while, a longer one each time."""
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+
+    # --- answers ------------------------------------------------------------------------------
+    def _answered(self, link: _Link, message: m.Message) -> None:
+        now = time.monotonic()
+        match message:
+            case m.Welcome():
+                self._welcomed(link, message, now)
+            case m.Ack(producer, position, ticks, published):
+                if channel := self._channels.get(producer):
+                    channel.session.acknowledged(position, ticks, published, now)
+                    channel.producer.ring.release(channel.session.acked)
+            case m.Expect(producer, position):
+                if channel := self._channels.get(producer):
+                    channel.session.expected(position)
+            case m.Refused(producer, reason):
+                self._refused(producer, reason)
+            case m.Notice(producer, reason):
+                if channel := self._channels.get(producer):
+                    channel.on_error(MLEError(reason))
+            case m.Renamed(producer, seed_id):
+                if channel := self._channels.get(producer):
+                    channel.renamed = seed_id
+            case m.Done(token, error):
+                self._done(token, error)
+            case m.Leaving():
+                self._told_to_leave = True
+                self._disconnect()
+                self._later()
+            case _:
+                raise ProtocolError(f"a daemon does not send {type(message).__name__}")
+
+    def _welcomed(self, link: _Link, welcome: m.Welcome, now: float) -> None:
+        if welcome.version != m.PROTOCOL_VERSION:
+            raise VersionMismatch(m.PROTOCOL_VERSION, welcome.version)
+        first = link.welcome is None
+        link.welcome = welcome
+        self._retry_s = _FIRST_RETRY_S
+        self._last_error = ""
+        if first:
+            for channel in tuple(self._channels.values()):
+                channel.session.connected(now)
+
+    def _refused(self, producer: m.ProducerId, reason: str) -> None:
+        if not producer:
+            raise RunRefused(reason)
+        if channel := self._channels.get(producer):
+            channel.refused = reason
+            channel.on_error(RunRefused(reason))
+            for wait in tuple(self._waits.values()):
+                if wait.channel is channel:
+                    self._done(wait.token, reason)
+
+    def _done(self, token: int, error: str) -> None:
+        wait = self._waits.get(token)
+        if wait is None:
+            return
+        if error:
+            wait.channel.on_error(MLEError(error))
+        wait.error = error
+        wait.over.set()
+
+    def _report(self, error: Exception) -> None:
+        """Tell every logger what keeps its ticks from the daemon, once until something changes."""
+        text = str(error)
+        if text == self._last_error:
+            return
+        self._last_error = text
+        known = error if isinstance(error, MLEError) else MLEError(f"{type(error).__name__}: {error}")
+        for channel in tuple(self._channels.values()):
+            channel.on_error(known)
+
+    # --- sending ------------------------------------------------------------------------------
+    def _ship(self, link: _Link, channel: Channel, now: float) -> bool:
+        """Send what is new of a ring, as far as the daemon's window goes."""
+        import zmq
+
+        session, ring = channel.session, channel.producer.ring
+        if channel.refused or session.sent >= ring.head or link.welcome is None:
+            return False
+        sent = False
+        try:
+            for position, payload in ring.pending(session.sent):
+                room = session.may_send(link.welcome.window)
+                if len(payload) > room and session.sent > session.acked:
+                    break
+                header = wire.data_header(channel.producer.id, position)
+                # Copied: a memcpy of a few hundred KB is cheaper than to keep a segment from being
+                # recycled until ZeroMQ says that it has let go (docs/decisions).
+                link.socket.send_multipart([header, payload], zmq.NOBLOCK, copy=True)
+                session.sent_to(position + len(payload), now)
+                sent = True
+        except zmq.Again:
+            pass  # the socket's queue is full; the next round goes on
+        except LookupError as error:
+            channel.refused = f"the daemon no longer knows this run ({error})"
+            channel.on_error(MLEError(channel.refused))
+        return sent
+
+    def _send_requests(self, link: _Link, now: float) -> None:
+        for channel in tuple(self._channels.values()):
+            if channel.save_wanted:
+                channel.save_wanted = False
+                self._send(link, m.Save(channel.producer.id))
+        for wait in tuple(self._waits.values()):
+            if wait.channel.refused:
+                self._done(wait.token, wait.channel.refused)
+            elif not wait.sent and wait.channel.session.sent >= wait.position:
+                wait.sent = True
+                self._send(link, m.Flush(wait.token, wait.channel.producer.id, wait.position))
+        if now >= link.heartbeat_at:
+            self._hello(link, now)
+
+    def _send(self, link: _Link, message: m.Request) -> None:
+        import zmq
+
+        with contextlib.suppress(zmq.Again):
+            link.socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
+
+    def forget(self) -> None:
+        """In a forked child: the thread is the parent's, and its socket must not be touched."""
+        _LEFT_TO_THE_PARENT.append((self._context, self._link))
+        for fd in (self._wake_read, self._wake_write):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._channels = {}
+
+
+# Kept so that the garbage collector of a forked child does not close what is not its own.
+_LEFT_TO_THE_PARENT: list[object] = []
+_TRANSPORTS: dict[str, Transport] = {}  # by root
+_REGISTRY_LOCK = threading.Lock()
+
+
+def transport_for(target: Target) -> Transport:
+    """This process's transport to a daemon."""
+    with _REGISTRY_LOCK:
+        transport = _TRANSPORTS.get(target.root)
+        if transport is None:
+            transport = _TRANSPORTS[target.root] = Transport(target)
+        return transport
+
+
+def _after_fork_in_child() -> None:
+    global _REGISTRY_LOCK
+    _REGISTRY_LOCK = threading.Lock()  # the parent may have held it at the fork
+    for transport in _TRANSPORTS.values():
+        transport.forget()
+    _TRANSPORTS.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,532 @@
+"""Records and messages as bytes, and back.  Wire protocol version 1.
+
+Pure.  Everything is msgpack, so that any msgpack decoder can read every frame
+(`docs/wire-protocol.md` has the tables).
+
+A stream is a sequence of msgpack arrays.  The first item of a tick is its schema's number, of any
+other record its name:
+
+    ["run", {...}]   ["schema", number, [[key, code, shape], ...], [...]]
+    ["gap", ticks, reason]   ["end"]
+    [number, seconds, value, ...]            a tick
+
+A tick whose schema has no text has a *fixed layout*: each byte that is not part of a value is
+known in advance, so a batch of such ticks is a numpy structured array as it lies there.
+
+    dc nnnn           array 16, n items
+    ce iiiiiiii       uint 32, the schema's number
+    cb tttttttttttttttt   float 64, seconds since the epoch
+    then each value:  d3 + int64 | cb + float64 | c2 or c3 (bool) | c6 + uint32 length + raw items
+
+A tick with text has the same head, then general msgpack values.
+Messages are one or two frames: a msgpack array that begins with the message's number, and for
+`Data` the payload.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from mle_client import messages as m
+from mle_client.errors import ProtocolError
+
+HEAD_BYTES: Final = 9  # dc nnnn ce iiiiiiii cb: all before the time stamp
+_TICK_MARK: Final = 0xCE
+_FIRST_FEED_BYTES: Final = 1024  # of a record; most are shorter
+_FIRST_RUN_GUESS: Final = 256  # ticks looked at before assuming that a batch is of one schema
+
+Array: TypeAlias = npt.NDArray[Any]
+Column: TypeAlias = "Array | list[str]"
+
+
+# --- the fixed layout -----------------------------------------------------------------------------
+def head(schema: m.Schema) -> bytes:
+    """The constant bytes at the beginning of every tick of a schema, up to the time stamp."""
+    return struct.pack(">BHBIB", 0xDC, 2 + len(schema.fields), _TICK_MARK, schema.number, 0xCB)
+
+
+def has_fixed_layout(schema: m.Schema) -> bool:
+    """Whether every tick of the schema has the same length and the same constant bytes."""
+    return all(field.kind.code != "str" for field in schema.fields)
+
+
+def array_tag(kind: m.Kind) -> bytes:
+    """The constant bytes before the items of an array: bin 32 and the length in bytes."""
+    return struct.pack(">BI", 0xC6, array_bytes(kind))
+
+
+def array_bytes(kind: m.Kind) -> int:
+    """Length of an array value in bytes."""
+    size = np.dtype(kind.code).itemsize
+    for length in kind.shape:
+        size *= length
+    return size
+
+
+@dataclass(frozen=True)
+class FixedLayout:
+    """How a fixed-layout tick lies in memory.
+
+    Args:
+        dtype: of one tick; fields "t" and "v0", "v1", … are the values, the rest constants.
+        constant_at: shape (c,), offsets of the constant bytes.
+        constants: shape (c,), uint8, what stands there.
+        bool_at: offsets of bool values, each of which must be c2 or c3.
+    """
+
+    dtype: np.dtype[Any]
+    constant_at: npt.NDArray[np.intp]
+    constants: npt.NDArray[np.uint8]
+    bool_at: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of one tick."""
+        return self.dtype.itemsize
+
+    def count_valid(self, data: memoryview, at: int, most: int) -> int:
+        """How many ticks of this layout lie one after another from `at` on; `most` at the most."""
+        raw = np.frombuffer(data, np.uint8, most * self.size, at).reshape(most, self.size)
+        good = (raw[:, self.constant_at] == self.constants).all(axis=1)
+        for offset in self.bool_at:
+            good &= (raw[:, offset] | 1) == 0xC3
+        return most if good.all() else int(good.argmin())
+
+
+def fixed_layout(schema: m.Schema) -> FixedLayout:
+    """The layout of a schema for which `has_fixed_layout` holds."""
+    parts: list[tuple[str, Any]] = [("head", f"V{HEAD_BYTES}"), ("t", ">f8")]
+    constants = list(enumerate(head(schema)))
+    at = HEAD_BYTES + 8
+    bool_at = []
+    for i, field in enumerate(schema.fields):
+        tag, value = _fixed_value(field.kind)
+        if tag:
+            parts.append((f"c{i}", f"V{len(tag)}"))
+            constants.extend((at + j, byte) for j, byte in enumerate(tag))
+            at += len(tag)
+        else:
+            bool_at.append(at)
+        parts.append((f"v{i}", value))
+        at += array_bytes(field.kind)
+    return FixedLayout(
+        np.dtype(parts),
+        np.array([offset for offset, _ in constants], np.intp),
+        np.array([byte for _, byte in constants], np.uint8),
+        tuple(bool_at),
+    )
+
+
+def _fixed_value(kind: m.Kind) -> tuple[bytes, Any]:
+    """The constant bytes before a value, and its numpy type."""
+    if kind.code == "i8":
+        return b"\xd3", ">i8"
+    if kind.code == "f8":
+        return b"\xcb", ">f8"
+    if kind.code == "b1":
+        return b"", "u1"
+    return array_tag(kind), (kind.code, kind.shape)
+
+
+# --- blocks: ticks of one schema, one after another -----------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Ticks of one schema in the order in which they were logged.
+
+    Args:
+        schema: their keys and types.
+        times: shape (n,), float64, seconds since the epoch.
+    """
+
+    schema: m.Schema
+    times: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def column(self, index: int) -> Column:
+        """Values of `schema.fields[index]`: shape (n, *kind.shape), or a list of n strings."""
+        raise NotImplementedError  # of the two kinds of block below
+
+
+@dataclass(frozen=True, eq=False)
+class FixedBlock(Block):
+    """Ticks as they lie in the batch.  Args: ticks: shape (n,), the schema's fixed layout."""
+
+    ticks: Array
+
+    def column(self, index: int) -> Column:
+        kind = self.schema.fields[index].kind
+        values: Array = self.ticks[f"v{index}"]
+        if kind.code == "b1":
+            truth: Array = values == 0xC3
+            return truth
+        if kind.shape or kind.code not in ("i8", "f8"):
+            return values
+        native: Array = values.astype("=" + kind.code)
+        return native
+
+
+@dataclass(frozen=True, eq=False)
+class TextBlock(Block):
+    """Ticks that hold text.  Args: values: one list of n values for each field."""
+
+    values: tuple[list[Any], ...]
+
+    def column(self, index: int) -> Column:
+        kind = self.schema.fields[index].kind
+        values = self.values[index]
+        if kind.code == "str":
+            return values
+        if kind.code in ("i8", "f8", "b1"):
+            return np.array(values, kind.code)
+        joined = np.frombuffer(b"".join(values), kind.code)
+        return joined.reshape(len(values), *kind.shape)
+
+
+Record: TypeAlias = "m.Run | m.Schema | m.Gap | m.End | Block"
+
+
+# --- writing records ------------------------------------------------------------------------------
+def encode_record(record: m.Run | m.Schema | m.Gap | m.End) -> bytes:
+    """The bytes of a record that is no tick."""
+    match record:
+        case m.Run():
+            body: list[Any] = ["run", _as_dict(record)]
+        case m.Schema():
+            body = ["schema", record.number, _pack_fields(record.clock), _pack_fields(record.stats)]
+        case m.Gap():
+            body = ["gap", record.ticks, record.reason]
+        case m.End():
+            body = ["end"]
+    return _pack(body)
+
+
+def encode_text_tick(schema: m.Schema, seconds: float, values: Iterable[Any]) -> bytes:
+    """A tick of a schema that holds text.  Args: values: in the order of `schema.fields`."""
+    pack = msgpack.Packer(use_bin_type=True).pack
+    return head(schema) + struct.pack(">d", seconds) + b"".join(pack(value) for value in values)
+
+
+# --- reading records ------------------------------------------------------------------------------
+class StreamDecoder:
+    """Turns pieces of one producer's stream into records.
+
+    It holds the schemas seen so far.  `decode` changes them only if the whole piece is good.
+    """
+
+    def __init__(self, schemas: Mapping[int, m.Schema] | None = None) -> None:
+        self.schemas: dict[int, m.Schema] = dict(schemas or {})
+        self._layouts: dict[int, FixedLayout | None] = {}
+
+    def decode(self, payload: bytes | memoryview) -> list[Record]:
+        """The records of a piece.
+
+        Args:
+            payload: whole records, one after another.
+
+        Raises:
+            ProtocolError: it is anything else; nothing of it was taken.
+        """
+        data = memoryview(payload)
+        known = dict(self.schemas)
+        records: list[Record] = []
+        at = 0
+        while at < len(data):
+            at, record = self._next(data, at, known)
+            if isinstance(record, m.Schema):
+                if len(known) >= m.MAX_SCHEMAS or known.get(record.number, record) != record:
+                    raise ProtocolError(f"schema {record.number} is one too many or another")
+                known[record.number] = record
+            records.append(record)
+        self.schemas = known
+        return records
+
+    def _next(
+        self, data: memoryview, at: int, known: Mapping[int, m.Schema]
+    ) -> tuple[int, Record]:
+        """The record at `at` (of ticks: as many as are alike) and where the next begins."""
+        start = data[at : at + HEAD_BYTES]
+        if len(start) < HEAD_BYTES or start[0] != 0xDC or start[3] != _TICK_MARK:
+            body, end = _unpack_prefix(data, at)
+            return end, _record(body)
+        schema = known.get(int.from_bytes(start[4:8], "big"))
+        if schema is None or bytes(start) != head(schema):
+            raise ProtocolError("a tick names a schema that was not sent")
+        layout = self._layout(schema)
+        if layout is None:
+            return self._text_ticks(data, at, schema)
+        return self._fixed_ticks(data, at, schema, layout)
+
+    def _layout(self, schema: m.Schema) -> FixedLayout | None:
+        if schema.number not in self._layouts:
+            fixed = has_fixed_layout(schema)
+            self._layouts[schema.number] = fixed_layout(schema) if fixed else None
+        return self._layouts[schema.number]
+
+    def _fixed_ticks(
+        self, data: memoryview, at: int, schema: m.Schema, layout: FixedLayout
+    ) -> tuple[int, Block]:
+        end, guess = at, _FIRST_RUN_GUESS
+        while most := min(guess, (len(data) - end) // layout.size):
+            valid = layout.count_valid(data, end, most)
+            end += valid * layout.size
+            if valid < most:
+                break
+            guess *= 8
+        if end == at:
+            raise ProtocolError("a tick is cut short or not laid out as its schema says")
+        ticks = np.frombuffer(data[at:end], layout.dtype)
+        return end, FixedBlock(schema, ticks["t"].astype("=f8"), ticks)
+
+    def _text_ticks(self, data: memoryview, at: int, schema: m.Schema) -> tuple[int, Block]:
+        first = head(schema)
+        rows: list[list[Any]] = []
+        while bytes(data[at : at + HEAD_BYTES]) == first:
+            row, at = _unpack_prefix(data, at)
+            rows.append(row[1:])
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        for field, column in zip(schema.fields, columns[1:], strict=True):
+            _check_values(field, column)
+        return at, TextBlock(schema, np.array(columns[0], np.float64), tuple(columns[1:]))
+
+
+def count_ticks(payload: bytes | memoryview, decoder: StreamDecoder) -> int:
+    """How many ticks a piece of a stream holds; the decoder learns its schemas."""
+    return sum(len(record) for record in decoder.decode(payload) if isinstance(record, Block))
+
+
+_VALUE_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "i8": (int,),
+    "f8": (float,),
+    "b1": (bool,),
+    "str": (str,),
+}
+
+
+def _check_values(field: m.Field, column: Sequence[Any]) -> None:
+    """Raise unless every value of a general tick is of its schema's type."""
+    expected = _VALUE_TYPES.get(field.kind.code, (bytes,))
+    length = array_bytes(field.kind) if expected == (bytes,) else None
+    for value in column:
+        if type(value) not in expected or (length is not None and len(value) != length):
+            raise ProtocolError(f"a value of {field.name!r} is not the {field.kind} it should be")
+        if expected == (int,) and not -(2**63) <= value < 2**63:
+            raise ProtocolError(f"a value of {field.name!r} is no int64")
+
+
+def _record(body: Any) -> Record:
+    """A record that is no tick, from its unpacked array."""
+    try:
+        match body:
+            case ["run", dict(fields)]:
+                return _run(fields)
+            case ["schema", int(number), list(clock), list(stats)]:
+                return _schema(number, clock, stats)
+            case ["gap", int(ticks), str(reason)] if ticks >= 0:
+                return m.Gap(ticks, reason)
+            case ["end"]:
+                return m.End()
+    except (TypeError, ValueError, KeyError) as error:
+        raise ProtocolError(f"a record is malformed: {error}") from error
+    raise ProtocolError("bytes that are no record of this protocol")
+
+
+def _schema(number: int, clock: list[Any], stats: list[Any]) -> m.Schema:
+    if not 0 <= number < 2**32 or len(clock) + len(stats) > m.MAX_KEYS:
+        raise ProtocolError("a schema's number or size is out of bounds")
+    schema = m.Schema(number, _unpack_fields(clock), _unpack_fields(stats))
+    for group in (schema.clock, schema.stats):
+        if len({field.name for field in group}) != len(group):
+            raise ProtocolError("a schema names a key twice")
+    if sum(array_bytes(f.kind) for f in schema.fields if f.kind.shape) > m.MAX_TICK_BYTES:
+        raise ProtocolError("a schema's arrays are larger than a tick may be")
+    return schema
+
+
+def _unpack_fields(packed: list[Any]) -> tuple[m.Field, ...]:
+    fields = []
+    for name, code, shape in packed:
+        scalar = code in ("i8", "f8", "b1", "str") and not shape
+        if not isinstance(name, str) or len(name.encode()) > m.MAX_KEY_BYTES:
+            raise ProtocolError("a key is no string or too long")
+        if not (scalar or code in m.ARRAY_CODES) or len(shape) > 32:
+            raise ProtocolError(f"{code!r} with shape {shape!r} is no type of this protocol")
+        if not all(type(length) is int and 0 <= length <= m.MAX_TICK_BYTES for length in shape):
+            raise ProtocolError("an array's shape is out of bounds")
+        fields.append(m.Field(name, m.Kind(code, tuple(shape))))
+    return tuple(fields)
+
+
+def _pack_fields(fields: Sequence[m.Field]) -> list[Any]:
+    return [[field.name, field.kind.code, list(field.kind.shape)] for field in fields]
+
+
+# The types of a run's fields.  `dataclasses` holds them as text, which would need evaluation.
+_RUN_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "run_id": (bytes,),
+    "start_time": (float,),
+    "config_file": (bytes,),
+    "num_seeds": (int, type(None)),
+    "overwrite": (bool,),
+    "pid": (int,),
+}
+
+
+def _run(fields: dict[Any, Any]) -> m.Run:
+    names = [field.name for field in dataclasses.fields(m.Run)]
+    for name in names:
+        if type(fields[name]) not in _RUN_TYPES.get(name, (str,)):
+            raise ProtocolError(f"a run's {name} is of the wrong type")
+    if len(fields["run_id"]) != 16 or len(fields["config_file"]) > m.MAX_CONFIG_BYTES:
+        raise ProtocolError("a run's id or configuration has the wrong size")
+    return m.Run(**{name: fields[name] for name in names})
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+# --- messages -------------------------------------------------------------------------------------
+# The number is the message's place in this list, from 1 on: append, never reorder.
+_REQUESTS: Final = (m.Hello, m.Data, m.Save, m.Flush, m.Publish, m.AskStatus, m.Stop)
+_REPLIES: Final = (
+    m.Welcome, m.Ack, m.Expect, m.Refused, m.Notice, m.Done, m.Status, m.Leaving, m.Renamed,
+)  # fmt: skip
+_FIRST_REPLY: Final = 65
+_TYPES: Final[dict[int, type[Any]]] = {
+    **dict(enumerate(_REQUESTS, 1)),
+    **dict(enumerate(_REPLIES, _FIRST_REPLY)),
+}
+_NUMBERS: Final[dict[type[Any], int]] = {kind: number for number, kind in _TYPES.items()}
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is bytes and len(value) == 16
+
+
+def _is_id_or_empty(value: object) -> bool:
+    return value == b"" or _is_id(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def _is_report(value: object) -> bool:
+    return type(value) is dict
+
+
+_CHECKS: Final[dict[type[Any], tuple[Callable[[object], bool], ...]]] = {
+    m.Hello: (_is_count, _is_count, _is_text),
+    m.Data: (_is_id, _is_count),
+    m.Save: (_is_id,),
+    m.Flush: (_is_count, _is_id, _is_count),
+    m.Publish: (_is_count, _is_text),
+    m.AskStatus: (_is_count,),
+    m.Stop: (_is_count,),
+    m.Welcome: (_is_count, _is_text, _is_text, _is_count),
+    m.Ack: (_is_id, _is_count, _is_count, _is_count),
+    m.Expect: (_is_id, _is_count),
+    m.Refused: (_is_id_or_empty, _is_text),
+    m.Notice: (_is_id_or_empty, _is_text),
+    m.Done: (_is_count, _is_text),
+    m.Status: (_is_count, _is_report),
+    m.Leaving: (),
+    m.Renamed: (_is_id, _is_text),
+}
+
+
+def encode(message: m.Message) -> list[bytes]:
+    """A message as the frames of one multipart message."""
+    if isinstance(message, m.Data):
+        return [data_header(message.producer, message.position), message.payload]
+    values = [getattr(message, field.name) for field in dataclasses.fields(message)]
+    return [_pack([_NUMBERS[type(message)], *values])]
+
+
+def data_header(producer: m.ProducerId, position: int) -> bytes:
+    """The first frame of a `Data` message, whose second is the payload."""
+    return _pack([_NUMBERS[m.Data], producer, position])
+
+
+def decode(frames: Sequence[bytes]) -> m.Message:
+    """The message of some frames.
+
+    Raises:
+        ProtocolError: they are no message of this protocol.
+    """
+    if not frames or any(len(frame) > m.MAX_FRAME_BYTES for frame in frames):
+        raise ProtocolError("a message is empty or larger than this protocol allows")
+    body, end = _unpack_prefix(memoryview(frames[0]), 0)
+    kind = _TYPES.get(body[0]) if body and type(body[0]) is int else None
+    if kind is None or end != len(frames[0]):
+        raise ProtocolError("bytes that are no message of this protocol")
+    checks = _CHECKS[kind]
+    values = body[1:]
+    if len(values) != len(checks) or not all(
+        check(value) for check, value in zip(checks, values, strict=True)
+    ):
+        raise ProtocolError(f"a {kind.__name__} message is malformed")
+    extra = 2 if kind is m.Data else 1
+    if len(frames) != extra:
+        raise ProtocolError(f"a {kind.__name__} message has {extra} frames, not {len(frames)}")
+    return kind(*values, frames[1]) if kind is m.Data else kind(*values)  # type: ignore[no-any-return]  # kind is a member of Message
+
+
+def split_record(record: bytes | memoryview) -> tuple[list[Any], bytes]:
+    """The first array of a journal record, and what follows it.
+
+    Raises:
+        ProtocolError: it does not begin with a whole msgpack array.
+    """
+    body, end = _unpack_prefix(memoryview(record), 0)
+    return body, bytes(record[end:])
+
+
+# --- msgpack --------------------------------------------------------------------------------------
+def _pack(body: list[Any]) -> bytes:
+    packed: bytes = msgpack.packb(body, use_bin_type=True)
+    return packed
+
+
+def _unpack_prefix(data: memoryview, at: int) -> tuple[list[Any], int]:
+    """The msgpack array at `at` and where it ends.
+
+    The unpacker copies what it is fed, so it gets a little at first and more only if that was not
+    enough: the cost follows the record's length, whatever lies behind it.
+    """
+    length = _FIRST_FEED_BYTES
+    while True:
+        fed = data[at : at + length]
+        unpacker = msgpack.Unpacker(
+            raw=False, strict_map_key=False, max_buffer_size=max(len(fed), 1), max_ext_len=0
+        )
+        try:
+            unpacker.feed(fed)
+            body = unpacker.unpack()
+            break
+        except msgpack.OutOfData as error:
+            if at + length >= len(data):
+                raise ProtocolError("a record is cut short") from error
+            length *= 8
+        except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as error:
+            if at + length < len(data) and isinstance(error, ValueError):
+                length *= 8  # a length that exceeds what was fed is refused as "too long"
+                continue
+            raise ProtocolError(f"bytes that are not msgpack: {error}") from error
+    if not isinstance(body, list):
+        raise ProtocolError("a msgpack value where an array should be")
+    return body, at + unpacker.tell()

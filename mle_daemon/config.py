@@ -1,0 +1,89 @@
+"""Every number that the daemon can be tuned with, its unit in the name and its reason beside it.
+
+Pure.  Bounds that both sides must agree on are in `mle_client.messages`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """How one daemon runs.
+
+    Args:
+        root: absolute path of the folder it serves, links resolved.
+        endpoint: what `checked_endpoint` returned, or None for a socket in the socket folder.
+        idle_timeout_s: leave after so long without a client and without work; None for never.
+    """
+
+    root: str
+    endpoint: str | None = None
+    idle_timeout_s: float | None = None
+
+    # A publication copies the file.  One at every quarter of growth means that over a run's life
+    # at most five times its size is written, however long it gets.
+    publish_growth: float = 0.25
+    # Not more often than this without a reader: small files grow by a quarter at every tick.
+    publish_min_age_s: float = 1.0
+    # What other programs see in a file is at most this old.
+    publish_max_age_s: float = 30.0
+    # After a publication that took t, `save()` waits 10 t for the next: a trainer that saves at
+    # every tick makes the daemon spend a tenth of its time on that run, whatever the file's size.
+    publish_cost_factor: float = 10.0
+
+    # A segment goes when all in it is published; of this size a few dozen lie there at most, and
+    # none is so long that one slow run keeps much of the others'.
+    journal_segment_bytes: int = 64 * 2**20
+    # What a power cut can take.  A shorter interval costs a disk more than it gives a user.
+    sync_interval_s: float = 0.2
+
+    # A client may be this far ahead of its acks: about 10 ms of a fast disk, so that waiting for
+    # an ack never slows a client down, and eight of them cannot fill the daemon's memory.
+    window_bytes: int = 4 * 2**20
+    # Unpublished ticks of all runs in memory.  Past it the largest tail is published first.
+    tail_limit_bytes: int = 256 * 2**20
+
+    # How soon a trainer that was killed is noticed and the rest of its ring is read.
+    scan_interval_s: float = 1.0
+    # Finished runs that `status` still shows.
+    recent_runs: int = 1000
+
+
+def checked_endpoint(endpoint: str) -> str:
+    """The address to bind to, in the form that ZeroMQ takes.
+
+    Args:
+        endpoint: "tcp://<loopback address>:<port>"; port 0 or * for any free one.
+
+    Raises:
+        ValueError: it is something else; says what to give.
+    """
+    scheme, _, rest = endpoint.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host:
+        raise ValueError(
+            f"{endpoint!r} is no address to listen at: give tcp://127.0.0.1:PORT, or nothing for "
+            "a socket in your runtime folder (MLE_RUNTIME_DIR moves that)"
+        )
+    if not _is_loopback(host):
+        raise ValueError(
+            f"{endpoint!r} would let other machines, and whoever uses them, write files here: "
+            "this release listens at 127.0.0.1 only, until it can check a client's key"
+        )
+    if port in ("0", "*"):
+        port = "*"
+    elif not (port.isascii() and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f"{endpoint!r}: {port!r} is no port; give 1 to 65535, or 0 for a free one")
+    return f"tcp://{'127.0.0.1' if host == 'localhost' else host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False  # also [::1], for which the sockets would have to be switched to IPv6

@@ -1,0 +1,602 @@
+"""The daemon's brain: every decision, and nothing that touches the world.
+
+Pure: `core.handle(event, now)` returns instructions; `daemon` carries them out and delivers what
+comes of them as the next events.  The order of a tick's life is kept here: received, journaled,
+acknowledged, published; a journal segment goes only when all it holds is in synced log files.
+
+Records in the journal are either a client's `Data` message as it came, or a *state* record: a
+msgpack array ["state", {...}] with all that is known of the unfinished runs but their ticks.  Every
+segment begins with one, so that older segments can go.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from mle_client import layout, wire
+from mle_client import messages as m
+from mle_client.errors import ProtocolError
+from mle_daemon import events as e
+from mle_daemon import state
+from mle_daemon.columns import FileState
+from mle_daemon.config import DaemonConfig
+from mle_daemon.ingest import Piece, Stream, StreamGap
+from mle_daemon.runs import RUNNING, RunState, Waiter
+from mle_daemon.schedule import publish_at
+
+# A finished stream whose ring is gone needs no further answer; this many are kept in case the ring
+# cannot be seen from here.
+_ENDED_KEPT: Final = 10_000
+_RETRY_OPEN_S: Final = 2.0
+
+
+class Core:
+    """All that the daemon knows.
+
+    Args:
+        config: of the daemon.
+        daemon_id: new for each process; tells clients that they talk to another one.
+    """
+
+    def __init__(self, config: DaemonConfig, daemon_id: str) -> None:
+        self.config = config
+        self.daemon_id = daemon_id
+        self.runs: dict[m.RunId, RunState] = {}
+        self.recent: OrderedDict[m.RunId, e.Report] = OrderedDict()
+        self.degraded = ""
+        self.stopping: e.StopAsked | None = None
+        self._streams: dict[m.ProducerId, Stream] = {}
+        self._run_of: dict[m.ProducerId, m.RunId] = {}
+        self._ended: OrderedDict[m.ProducerId, Stream] = OrderedDict()
+        self._staged: list[tuple[e.Client, Piece]] = []
+        self._segments: OrderedDict[int, dict[m.ProducerId, int]] = OrderedDict()
+        self._open_again: dict[m.RunId, float] = {}
+        self._publish_waiters: list[tuple[e.Client, int, dict[m.RunId, dict[m.ProducerId, int]]]] = []
+        self._late_flushes: list[tuple[e.Client, int, m.ProducerId, int]] = []
+        self._heard: dict[e.Client, float] = {}
+        self._out: list[e.Instruction] = []
+        self._replaying = True
+        self._left = False
+
+    def handle(self, event: e.Event, now: float) -> list[e.Instruction]:
+        """Take in an event.  Args: now: seconds of a monotonic clock."""
+        match event:
+            case e.Received(client, message):
+                self._received(client, message, now)
+            case e.Journaled(segment):
+                self._journaled(segment, now)
+            case e.JournalFailed(error):
+                self._journal_failed(error)
+            case e.Replayed(segment, record):
+                self._replayed(segment, record, now)
+            case e.Recovered():
+                self._replaying = False
+            case e.RunOpened(run_id, file, note):
+                self._run_opened(run_id, file, note, now)
+            case e.RunNotOpened(run_id, error, final):
+                self._run_not_opened(run_id, error, final, now)
+            case e.Published():
+                self._published(event, now)
+            case e.PublishFailed(run_id, error):
+                self._publish_failed(run_id, error, now)
+            case e.Sealed(run_id, file, error):
+                self._sealed(run_id, file, error, now)
+            case e.ProducerGone(producer):
+                self._producer_gone(producer)
+            case e.RingsSeen(producers):
+                self._forget_ended(producers)
+            case e.PublishEverything():
+                for run in self.runs.values():
+                    run.wanted_now = True
+            case e.StopAsked():
+                self._stop_asked(event)
+            case e.Tick():
+                pass
+        if not self._replaying and not self._staged:
+            self._schedule(now)
+        out, self._out = self._out, []
+        return out
+
+    def next_due(self) -> float:
+        """The time at which `Tick` is wanted at the latest; infinity if there is nothing to do."""
+        times = [
+            publish_at(run.due(), self.config)
+            for run in self.runs.values()
+            if run.opened and run.dirty and not run.publishing and not run.sealing
+        ]
+        return min([*times, *self._open_again.values()], default=float("inf"))
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of ticks held in memory."""
+        return sum(run.tail_bytes for run in self.runs.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run is open: the daemon may leave without losing anything."""
+        return not self.runs and not self._staged
+
+    def position(self, producer: m.ProducerId) -> int:
+        """The position up to which the journal has a stream; 0 if it is unknown."""
+        stream = self._streams.get(producer) or self._ended.get(producer)
+        return stream.position if stream else 0
+
+    def reports(self, now: float) -> list[e.Report]:
+        """The runs' part of a status report."""
+        live = [
+            run.report({p: self._streams[p].position for p in run.members}, now)
+            for run in self.runs.values()
+        ]
+        return [*live, *self.recent.values()]
+
+    # --- messages -----------------------------------------------------------------------------
+    def _received(self, client: e.Client, message: m.Request, now: float) -> None:
+        self._heard[client] = now
+        if self.stopping is not None and isinstance(message, m.Hello | m.Data):
+            self._send(client, m.Leaving())  # what it has stays in its ring
+            return
+        match message:
+            case m.Hello(version):
+                self._hello(client, version)
+            case m.Data(producer, position, payload):
+                self._data(client, producer, position, payload)
+            case m.Save(producer):
+                if run := self._run(producer):
+                    run.save_wanted = True
+            case m.Flush(token, producer, position):
+                self._flush(client, token, producer, position)
+            case m.Publish(token, path):
+                self._publish_asked(client, token, path)
+            case m.Stop(token):
+                self._stop_asked(e.StopAsked(client, token))
+            case m.AskStatus():
+                pass  # answered by `daemon`, which knows what the report needs besides
+
+    def _hello(self, client: e.Client, version: int) -> None:
+        if version != m.PROTOCOL_VERSION:
+            reason = f"the daemon speaks wire protocol {m.PROTOCOL_VERSION}, this client {version}"
+            self._send(client, m.Refused(m.NO_PRODUCER, reason))
+            return
+        window = self.config.window_bytes
+        self._send(client, m.Welcome(m.PROTOCOL_VERSION, self.daemon_id, self.config.root, window))
+
+    def _data(
+        self, client: e.Client, producer: m.ProducerId, position: int, payload: bytes
+    ) -> None:
+        if producer in self._ended:
+            self._acknowledge(client, self._ended[producer], self._ended[producer].position)
+            return
+        stream = self._streams.get(producer) or Stream(producer)
+        try:
+            piece = stream.stage(position, payload)
+            if piece is not None:
+                self._check(stream, piece)
+        except StreamGap:
+            self._send(client, m.Expect(producer, stream.position))
+            return
+        except ProtocolError as error:
+            stream.roll_back()
+            self._log("warning", f"refused a piece of stream {producer.hex()}: {error}")
+            self._send(client, m.Refused(producer, str(error)))
+            return
+        if run := self._run(producer):
+            run.join(producer, client)
+        if piece is None:
+            self._acknowledge_current(client, producer)
+            return
+        self._staged.append((client, piece))
+        self._out.append(
+            e.AppendJournal((wire.data_header(producer, piece.position), piece.payload))
+        )
+
+    def _check(self, stream: Stream, piece: Piece) -> None:
+        """Refuse what no correct client sends, before it gets into the journal."""
+        begins = stream.producer not in self._streams
+        if begins != isinstance(piece.records[0], m.Run) or any(
+            isinstance(record, m.Run) for record in piece.records[1:]
+        ):
+            raise ProtocolError("a stream begins with its run, and holds no other")
+        run = self._run(stream.producer)
+        if run is not None and run.members[stream.producer].over and not self._replaying:
+            raise ProtocolError("a stream goes on behind its end")
+        if begins:
+            if why := _unfit(piece.records[0], self.config.root):
+                raise ProtocolError(why)
+            self._streams[stream.producer] = stream
+
+    def _flush(
+        self, client: e.Client, token: int, producer: m.ProducerId, position: int
+    ) -> None:
+        run = self._run(producer)
+        if run is None or producer not in run.members:
+            known = producer in self._ended or producer in self._streams
+            if producer in self._streams:  # its first piece is being journaled
+                self._late_flushes.append((client, token, producer, position))
+                return
+            self._send(client, m.Done(token, "" if known else "the daemon does not know this run"))
+            return
+        run.wait(Waiter(client, token), {producer: position})
+
+    def _publish_asked(self, client: e.Client, token: int, path: str) -> None:
+        """A reader wants what was journaled by now."""
+        wanted: dict[m.RunId, dict[m.ProducerId, int]] = {}
+        for run_id, run in self.runs.items():
+            if run.opened and _is_under(run, path):
+                wanted[run_id] = {p: self._streams[p].position for p in run.members}
+                run.wanted_now = run.wanted_now or run.dirty
+        self._publish_waiters.append((client, token, wanted))
+
+    def _stop_asked(self, event: e.StopAsked) -> None:
+        if self.stopping is None or self.stopping.client == e.NOBODY:
+            self.stopping = event
+        for run in self.runs.values():
+            run.wanted_now = True
+            for member in run.members.values():
+                if member.client is not None:
+                    self._send(member.client, m.Leaving())
+
+    # --- the journal --------------------------------------------------------------------------
+    def _journaled(self, segment: int, now: float) -> None:
+        if self.degraded:
+            self._log("info", "the journal is being written again")
+            self.degraded = ""
+        staged, self._staged = self._staged, []
+        latest: dict[m.ProducerId, e.Client] = {}
+        for client, piece in staged:
+            self._commit(segment, client, piece, now)
+            latest[piece.producer] = client
+        for producer, client in latest.items():
+            self._acknowledge_current(client, producer)
+        late, self._late_flushes = self._late_flushes, []
+        for flush in late:
+            self._flush(*flush)
+
+    def _commit(self, segment: int, client: e.Client, piece: Piece, now: float) -> None:
+        """Count on a piece from now on."""
+        stream = self._streams[piece.producer]
+        stream.commit(piece)
+        self._segments.setdefault(segment, {})[piece.producer] = piece.end
+        first = piece.records[0]
+        if isinstance(first, m.Run):
+            self._enter(first, piece.producer)
+        run = self.runs[self._run_of[piece.producer]]
+        run.join(piece.producer, client)
+        run.add(piece, now)
+
+    def _enter(self, run: m.Run, producer: m.ProducerId) -> None:
+        """A stream belongs to a run, perhaps to a new one."""
+        self._run_of[producer] = run.run_id
+        if run.run_id in self.runs:
+            return
+        seed_id, path = self._free_name(run)
+        self.runs[run.run_id] = RunState(run, seed_id, path)
+        self._out.append(e.OpenRun(run, seed_id, path))
+        if not self._replaying:
+            self._out.append(e.AppendJournal((self._state_record([run.run_id]),)))
+
+    def _free_name(self, run: m.Run) -> tuple[str, str]:
+        """The seed's name and file of a run; another name while a live run has that one."""
+        taken = {other.path for other in self.runs.values()}
+        number = 1
+        while True:
+            seed_id = run.seed_id if number == 1 else f"{run.seed_id}_dup{number}"
+            path = layout.log_path(run.directory, seed_id)
+            if path not in taken:
+                return seed_id, path
+            number += 1
+
+    def _journal_failed(self, error: str) -> None:
+        """Nothing staged counts.  The clients were not acknowledged and will send it again."""
+        if self.degraded != error:
+            self._log("error", f"the journal cannot be written: {error}")
+        self.degraded = error
+        staged, self._staged = self._staged, []
+        for _, piece in staged:
+            stream = self._streams[piece.producer]
+            stream.roll_back()
+            if stream.position == 0:
+                del self._streams[piece.producer]
+
+    def _replayed(self, segment: int, record: bytes, now: float) -> None:
+        """Take in what an earlier process had journaled."""
+        try:
+            body, payload = wire.split_record(record)
+            if body[0] == state.NAME:
+                self._restore(state.decode(body), segment)
+                return
+            message = wire.decode([record[: len(record) - len(payload)], payload])
+        except ProtocolError as error:
+            self._log("error", f"a journal record is passed over: {error}")
+            return
+        if not isinstance(message, m.Data):
+            return
+        before = len(self._staged)
+        self._data(e.NOBODY, message.producer, message.position, message.payload)
+        if len(self._staged) > before:
+            self._out = [x for x in self._out if not isinstance(x, e.AppendJournal)]
+            _, piece = self._staged.pop()
+            self._commit(segment, e.NOBODY, piece, now)
+
+    def _restore(self, saved: state.Saved, segment: int) -> None:
+        """Take over the runs and streams of a state record, but for those known already."""
+        for run in saved.runs:
+            if run.run.run_id in self.runs:
+                continue
+            restored = RunState(run.run, run.seed_id, run.path, lost=run.lost)
+            self.runs[run.run.run_id] = restored
+            self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
+        for stream in saved.streams:
+            if stream.producer in self._streams or stream.producer in self._ended:
+                continue
+            restored_stream = Stream(
+                stream.producer, stream.position, stream.ticks, dict(stream.schemas)
+            )
+            if stream.run_id is None or stream.run_id not in self.runs:
+                self._ended[stream.producer] = restored_stream
+                continue
+            self._streams[stream.producer] = restored_stream
+            self._run_of[stream.producer] = stream.run_id
+            member = self.runs[stream.run_id].join(stream.producer, None)
+            member.received, member.main = stream.ticks, stream.main
+            member.over, member.crashed = stream.over, stream.crashed
+
+    def _state_record(self, run_ids: Iterable[m.RunId] | None = None) -> bytes:
+        wanted = set(self.runs if run_ids is None else run_ids)
+        runs = [
+            state.SavedRun(r.run, r.seed_id, r.path, r.lost)
+            for run_id, r in self.runs.items()
+            if run_id in wanted
+        ]
+        streams = [
+            state.SavedStream(
+                p, s.position, s.ticks, dict(s.schemas), self._run_of[p],
+                member.main, member.over, member.crashed,
+            )
+            for p, s in self._streams.items()
+            if self._run_of.get(p) in wanted
+            for member in [self.runs[self._run_of[p]].members.get(p)]
+            if member is not None
+        ]  # fmt: skip
+        if run_ids is None:
+            streams += [
+                state.SavedStream(p, s.position, s.ticks, {}, None, False, True, False)
+                for p, s in self._ended.items()
+            ]
+        return state.encode(state.Saved(tuple(runs), tuple(streams)))
+
+    def first_record(self) -> bytes:
+        """What a new segment begins with: the present state.  Next: `rotated`."""
+        return self._state_record()
+
+    def rotated(self, number: int, older: Iterable[int]) -> None:
+        """A new segment was begun.  Args: older: the numbers of those that lie there still."""
+        for old in older:
+            self._segments.setdefault(old, {})
+        self._segments[number] = {}
+
+    # --- files --------------------------------------------------------------------------------
+    def _run_opened(
+        self, run_id: m.RunId, file: FileState | None, note: str, now: float
+    ) -> None:
+        run = self.runs[run_id]
+        self._open_again.pop(run_id, None)
+        run.opened_with(file, now)
+        run.error = ""
+        if note:
+            self._notice(run, note)
+        if run.seed_id != run.run.seed_id:
+            self._notice(
+                run,
+                f"another live logger writes {run.run.seed_id!r} in {run.run.directory}: "
+                f"this one is stored as {run.seed_id!r}",
+            )
+            for producer, member in run.members.items():
+                if member.client is not None:
+                    self._send(member.client, m.Renamed(producer, run.seed_id))
+
+    def _run_not_opened(self, run_id: m.RunId, error: str, final: bool, now: float) -> None:
+        run = self.runs[run_id]
+        if run.error != error:
+            self._notice(run, error)
+        run.error = error
+        self._answer_failed(run, error)
+        if not final:
+            self._open_again[run_id] = now + _RETRY_OPEN_S
+            return
+        for producer, member in run.members.items():
+            if member.client is not None:
+                self._send(member.client, m.Refused(producer, error))
+        self._retire(run_id, now)
+
+    def _published(self, event: e.Published, now: float) -> None:
+        run = self.runs[event.run_id]
+        run.published(event.file, event.cost, now)
+        for problem in event.problems:
+            self._notice(run, problem)
+        for producer, member in run.members.items():
+            if member.client is not None:
+                self._acknowledge(member.client, self._streams[producer], member.published)
+
+    def _publish_failed(self, run_id: m.RunId, error: str, now: float) -> None:
+        run = self.runs[run_id]
+        if run.error != error:
+            self._notice(run, error)
+        run.publication_failed(error, now)
+        self._answer_failed(run, error)
+
+    def _answer_failed(self, run: RunState, error: str) -> None:
+        """Who waits for this run's file is told that it will not come now."""
+        for waiter, _ in run.waiters:
+            self._send(waiter.client, m.Done(waiter.token, error))
+        run.waiters = []
+        waiting = []
+        for client, token, wanted in self._publish_waiters:
+            if run.run.run_id in wanted:
+                self._send(client, m.Done(token, error))
+            else:
+                waiting.append((client, token, wanted))
+        self._publish_waiters = waiting
+
+    def _sealed(self, run_id: m.RunId, file: FileState, error: str, now: float) -> None:
+        run = self.runs[run_id]
+        run.sealing = False
+        run.file = file
+        if error:
+            self._log("warning", f"{run.path} keeps its uncompressed form: {error}")
+        if run.complete:  # else another process has joined the run meanwhile
+            self._retire(run_id, now)
+
+    def _retire(self, run_id: m.RunId, now: float) -> None:
+        """Keep no more of a run than a line of the status report."""
+        run = self.runs.pop(run_id)
+        self._open_again.pop(run_id, None)
+        positions = {p: self._streams[p].position for p in run.members}
+        self.recent[run_id] = run.report(positions, now)
+        while len(self.recent) > self.config.recent_runs:
+            self.recent.popitem(last=False)
+        for waiter in run.served():
+            self._send(waiter.client, m.Done(waiter.token, ""))
+        for producer in run.members:
+            self._ended[producer] = self._streams.pop(producer)
+            del self._run_of[producer]
+        while len(self._ended) > _ENDED_KEPT:
+            self._ended.popitem(last=False)
+
+    # --- producers ----------------------------------------------------------------------------
+    def _producer_gone(self, producer: m.ProducerId) -> None:
+        if run := self._run(producer):
+            run.gone(producer)
+
+    def _forget_ended(self, rings: frozenset[m.ProducerId]) -> None:
+        """A stream that has ended and whose ring is gone will not be heard of again."""
+        for producer in [p for p in self._ended if p not in rings]:
+            del self._ended[producer]
+
+    def silent(self, since: float) -> list[m.ProducerId]:
+        """Producers that are not through and were not heard of since a time."""
+        return [
+            producer
+            for run in self.runs.values()
+            for producer, member in run.members.items()
+            if not member.over
+            and (member.client is None or self._heard.get(member.client, 0.0) < since)
+        ]
+
+    # --- what is due --------------------------------------------------------------------------
+    def _schedule(self, now: float) -> None:
+        for run_id, run in list(self.runs.items()):
+            if self._open_again.get(run_id, float("inf")) <= now:
+                self._open_again[run_id] = float("inf")
+                self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
+            if not run.opened or run.publishing or run.sealing:
+                continue
+            if run.dirty:
+                if publish_at(run.due(), self.config) <= now:
+                    self._out.append(run.begin_publication())
+            elif run.complete:
+                self._seal(run_id, run, now)
+        self._answer_waiters()
+        self._drop_segments()
+        if self.stopping is not None:
+            self._maybe_leave(self.stopping)
+
+    def _seal(self, run_id: m.RunId, run: RunState, now: float) -> None:
+        if run.file is None:  # nothing was ever logged, so there is no file
+            self._retire(run_id, now)
+            return
+        run.sealing = True
+        self._out.append(e.SealRun(run_id, run.path, run.file))
+
+    def _answer_waiters(self) -> None:
+        for run in self.runs.values():
+            for waiter in run.served():
+                self._send(waiter.client, m.Done(waiter.token, ""))
+        waiting = []
+        for client, token, wanted in self._publish_waiters:
+            if all(self._holds(run_id, positions) for run_id, positions in wanted.items()):
+                self._send(client, m.Done(token, ""))
+            else:
+                waiting.append((client, token, wanted))
+        self._publish_waiters = waiting
+
+    def _holds(self, run_id: m.RunId, positions: dict[m.ProducerId, int]) -> bool:
+        """Whether a run's file holds its streams up to these positions."""
+        run = self.runs.get(run_id)
+        return run is None or all(run.members[p].published >= at for p, at in positions.items())
+
+    def _drop_segments(self) -> None:
+        """Let go of the oldest segments whose every tick is published."""
+        dropped = []
+        for number in sorted(self._segments)[:-1]:
+            ends = self._segments[number]
+            if not all(self._is_published(p, end) for p, end in ends.items()):
+                break  # in order: replay must not find a later piece without the earlier one
+            dropped.append(number)
+            del self._segments[number]
+        if dropped:
+            self._out.append(e.DropSegments(tuple(dropped)))
+
+    def _is_published(self, producer: m.ProducerId, end: int) -> bool:
+        run = self._run(producer)
+        return run is None or run.members[producer].published >= end
+
+    def _maybe_leave(self, stopping: e.StopAsked) -> None:
+        """Leave once every file is up to date; runs that go on are resumed by the next daemon."""
+        if self._left or any(r.dirty or r.publishing or r.sealing for r in self.runs.values()):
+            return
+        if any(run.status != RUNNING for run in self.runs.values()):
+            return  # about to be sealed
+        self._left = True
+        if stopping.client != e.NOBODY:
+            self._send(stopping.client, m.Done(stopping.token, ""))
+        self._out.append(e.Leave(asked=not stopping.idle))
+
+    # --- answers ------------------------------------------------------------------------------
+    def _run(self, producer: m.ProducerId) -> RunState | None:
+        run_id = self._run_of.get(producer)
+        return None if run_id is None else self.runs.get(run_id)
+
+    def _acknowledge_current(self, client: e.Client, producer: m.ProducerId) -> None:
+        run = self._run(producer)
+        member = run.members.get(producer) if run else None
+        self._acknowledge(client, self._streams[producer], member.published if member else 0)
+
+    def _acknowledge(self, client: e.Client, stream: Stream, published: int) -> None:
+        ack = m.Ack(stream.producer, stream.position, stream.ticks, published)
+        self._send(client, ack)
+
+    def _notice(self, run: RunState, text: str) -> None:
+        """Tell the run's clients and the log that something is not as they asked."""
+        self._log("warning", f"{run.path}: {text}")
+        for member in run.members.values():
+            if member.client is not None:
+                self._send(member.client, m.Notice(member.producer, text))
+
+    def _send(self, client: e.Client, message: m.Reply) -> None:
+        if client != e.NOBODY:
+            self._out.append(e.Send(client, message))
+
+    def _log(self, level: str, text: str) -> None:
+        self._out.append(e.Log(level, text))
+
+
+def _is_under(run: RunState, path: str) -> bool:
+    """Whether a run's file is at a path or below it."""
+    folder = path.rstrip("/") + "/"
+    return run.path == path or f"{run.run.directory}/".startswith(folder)
+
+
+def _unfit(run: object, root: str) -> str:
+    """Why a run cannot be stored under a root; "" if it can."""
+    if not isinstance(run, m.Run):
+        return "a stream begins with its run"
+    inside = f"{run.directory}/".startswith(root.rstrip("/") + "/")
+    if not inside or ".." in run.directory.split("/") or "\0" in run.directory:
+        return f"{run.directory} lies outside of {root}, the folder that this daemon serves"
+    if not layout.is_seed_id(run.seed_id):
+        return f"{run.seed_id!r} cannot be a seed_id: it is part of a file name"
+    if run.config_name and not layout.is_file_name(run.config_name):
+        return f"{run.config_name!r} cannot be the name of a configuration file"
+    return ""

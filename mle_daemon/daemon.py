@@ -1,0 +1,336 @@
+"""The daemon's loop: delivers events to `core` and carries out what it answers.
+
+One thread for the loop, one that writes log files (`workers`), one that syncs the journal.  The loop
+itself waits for nothing but its socket and the journal's write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Final
+
+from mle_client import messages as m
+from mle_client import runtime
+from mle_client.endpoint import (
+    BEAT_EVERY_S,
+    STOPPED,
+    Endpoint,
+    remove_endpoint,
+    touch_endpoint,
+    write_endpoint,
+)
+from mle_client.errors import RunRefused
+from mle_daemon import __version__, probes, recovery, status
+from mle_daemon import events as e
+from mle_daemon.config import DaemonConfig
+from mle_daemon.core import Core
+from mle_daemon.group_sync import GroupSync
+from mle_daemon.journal import Journal, JournalPosition, JournalWriteError
+from mle_daemon.ownership import RootLock
+from mle_daemon.server import Server
+from mle_daemon.store import Store
+from mle_daemon.workers import Writer
+
+_LOG = logging.getLogger(__name__)
+
+# A producer whose ring cannot be seen from here is taken for gone after so many seconds without a
+# sign of life: three of its heartbeats.
+_SILENT_AFTER_S: Final = 35.0
+# What a stop may take before the rest is left to the journal: service managers kill after 90 s.
+_DRAIN_TIMEOUT_S: Final = 20.0
+_LONGEST_WAIT_S: Final = 1.0
+
+
+def run(config: DaemonConfig, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
+    """Serve a root until told to leave, or until idle for long enough.
+
+    Args:
+        config: of the daemon.
+        on_ready: called when clients may come.
+        detached: it has no terminal: SIGINT is not meant for it.
+
+    Returns:
+        The exit status: 0 if everything is in the log files, 1 if some is in the journal only.
+
+    Raises:
+        RootLocked: another daemon serves the root.
+        LogDamaged: the journal holds something that is not ours.
+        OSError: the root cannot be written to, or the address is in use.
+    """
+    with RootLock(config.root):
+        return Daemon(config).run(on_ready, detached)
+
+
+class Daemon:
+    """One life of a daemon.  Args: config: of the daemon, whose root must be locked."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self._config = config
+        self._id = secrets.token_hex(8)
+        self._store = Store(config.root)
+        self._core = Core(config, self._id)
+        self._started = self._last_work = time.monotonic()
+        self._appends: list[tuple[bytes, ...]] = []
+        self._leave: e.Leave | None = None
+        self._signalled: list[e.Event] = []
+        self._stuck: set[m.ProducerId] = set()  # rings that do not fit the journal; told once
+        self._next_scan = self._next_beat = 0.0
+        self._give_up_at = float("inf")
+        self._journal: Journal
+        self._server: Server
+        self._writer: Writer
+
+    def run(self, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
+        """Recover, serve, leave.  See `mle_daemon.daemon.run`."""
+        self._store.clean_staging()
+        directory = recovery.journal_directory(self._config.root)
+        older = recovery.replay(directory, self._deliver_at_start)
+        self._journal = Journal(directory)
+        older.append(self._journal.end.segment)
+        self._core.rotated(self._journal.rotate([(self._core.first_record(),)]), older)
+        with self._serving() as endpoint, self._signals(detached):
+            on_ready(endpoint)
+            _LOG.info("ready: pid %d, %s, root %s", os.getpid(), endpoint.endpoint, endpoint.root)
+            self._loop()
+        return self._end(endpoint)
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[Endpoint]:
+        config = self._config
+        address = config.endpoint or f"ipc://{runtime.socket_path(config.root)}"
+        with Server(address) as self._server:
+            self._writer = Writer(self._store, self._server.wake)
+            sync = GroupSync(self._journal, self._synced, config.sync_interval_s)
+            try:
+                endpoint = Endpoint.of_this_process(
+                    config.root,
+                    self._server.endpoint,
+                    version=__version__,
+                    daemon_id=self._id,
+                    options={"idle_timeout": config.idle_timeout_s, "endpoint": config.endpoint},
+                )
+                write_endpoint(endpoint)
+                yield endpoint
+            finally:
+                self._writer.stop()
+                sync.stop()
+
+    # --- the loop -----------------------------------------------------------------------------
+    def _loop(self) -> None:
+        while self._leave is None:
+            now = time.monotonic()
+            self._server.listen(self._core.tail_bytes < self._config.tail_limit_bytes)
+            good, bad = self._server.wait(self._wait_s(now))
+            for client, reason in bad:
+                _LOG.warning("a client sent what is no message: %s", reason)
+                self._server.send(client, m.Refused(m.NO_PRODUCER, reason))
+            for client, message in good:
+                self._receive(client, message)
+            for outcome in self._writer.outcomes():
+                self._deliver(outcome)
+            while self._signalled:
+                self._deliver(self._signalled.pop(0))
+            self._flush_journal()
+            self._housekeeping(time.monotonic())
+            self._deliver(e.Tick())
+            self._flush_journal()
+
+    def _wait_s(self, now: float) -> float:
+        until = min(self._core.next_due(), self._next_scan, now + _LONGEST_WAIT_S)
+        return 0.0 if self._signalled else max(0.0, until - now)
+
+    def _receive(self, client: e.Client, message: m.Request) -> None:
+        if isinstance(message, m.AskStatus):
+            self._server.send(client, m.Status(message.token, self._status()))
+            return
+        self._last_work = time.monotonic()
+        self._deliver(e.Received(client, message))
+
+    def _housekeeping(self, now: float) -> None:
+        """What is done now and then."""
+        if now >= self._next_scan and self._core.stopping is None:
+            self._next_scan = now + self._config.scan_interval_s
+            self._scan_rings(now)
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT_EVERY_S
+            with contextlib.suppress(OSError):  # somebody removed the folder; the log says so
+                touch_endpoint(self._config.root)
+        if self._journal.end.offset >= self._config.journal_segment_bytes:
+            self._rotate()
+        if self._core.stopping is not None and self._give_up_at == float("inf"):
+            self._give_up_at = now + _DRAIN_TIMEOUT_S
+        if now >= self._give_up_at:
+            _LOG.error("leaving although not everything is published; the journal has the rest")
+            self._leave = e.Leave(asked=True)
+
+    # --- events and instructions --------------------------------------------------------------
+    def _deliver_at_start(self, event: e.Event) -> None:
+        self._deliver(event)
+
+    def _deliver(self, event: e.Event) -> None:
+        for instruction in self._core.handle(event, time.monotonic()):
+            self._carry_out(instruction)
+
+    def _carry_out(self, instruction: e.Instruction) -> None:
+        match instruction:
+            case e.Send(client, message):
+                self._server.send(client, message)
+            case e.AppendJournal(parts):
+                self._appends.append(parts)
+            case e.OpenRun():
+                self._deliver(self._open(instruction))
+            case e.PublishRun() | e.SealRun():
+                self._writer.submit(instruction)
+            case e.DropSegments(numbers):
+                for number in numbers:
+                    self._drop(number)
+            case e.Log(level, text):
+                _LOG.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+            case e.Leave():
+                self._leave = instruction
+
+    def _flush_journal(self) -> None:
+        """Write what is to be appended, in one go, and tell the outcome."""
+        while self._appends:
+            records, self._appends = self._appends, []
+            try:
+                position = self._journal.append(records)
+            except JournalWriteError as error:
+                self._deliver(e.JournalFailed(str(error)))
+                return
+            self._deliver(e.Journaled(position.segment))
+
+    def _open(self, instruction: e.OpenRun) -> e.Event:
+        run_id = instruction.run.run_id
+        try:
+            file, note = self._store.open_run(
+                instruction.run, instruction.seed_id, instruction.path
+            )
+        except RunRefused as error:
+            return e.RunNotOpened(run_id, str(error), True)
+        except Exception as error:
+            return e.RunNotOpened(run_id, f"{type(error).__name__}: {error}", False)
+        return e.RunOpened(run_id, file, note)
+
+    # --- the journal's segments -----------------------------------------------------------------
+    def _rotate(self) -> None:
+        try:
+            number = self._journal.rotate([(self._core.first_record(),)])
+        except JournalWriteError as error:
+            _LOG.warning("the journal cannot begin a new segment: %s", error)
+            return
+        self._core.rotated(number, ())
+
+    def _drop(self, number: int) -> None:
+        try:
+            self._journal.drop(number)
+        except JournalWriteError as error:  # it is replayed once more; nothing comes twice
+            _LOG.warning("a needless journal segment stays: %s", error)
+
+    def _synced(self, position: JournalPosition, error: Exception | None) -> None:
+        """Called by the syncing thread."""
+        if error is not None:
+            _LOG.error("the journal cannot be synced: %s", error)
+
+    # --- rings --------------------------------------------------------------------------------
+    def _scan_rings(self, now: float) -> None:
+        """Read the rings of processes that are gone, and see which others there are."""
+        places = probes.find_rings(self._config.root)
+        alive = {place.producer for place in places}
+        for ring in probes.abandoned(places):
+            alive.discard(ring.place.producer)
+            try:
+                self._drain(ring)
+            except OSError as error:
+                _LOG.warning("the ring in %s cannot be read: %s", ring.place.directory, error)
+            finally:
+                ring.close()
+        for producer in self._core.silent(now - _SILENT_AFTER_S):
+            if producer not in alive and now - self._started > _SILENT_AFTER_S:
+                self._deliver(e.ProducerGone(producer))
+        self._deliver(e.RingsSeen(frozenset(place.producer for place in places)))
+        if alive or not self._core.idle:
+            self._last_work = now
+        idle_timeout = self._config.idle_timeout_s
+        if idle_timeout is not None and now - self._last_work >= idle_timeout:
+            _LOG.info("nothing to do for %g s", idle_timeout)
+            self._deliver(e.StopAsked(idle=True))
+
+    def _drain(self, ring: probes.AbandonedRing) -> None:
+        """Take in what a process left behind, and remove its ring once the journal has it."""
+        producer = ring.place.producer
+        end = 0
+        for remains in ring.remains():
+            end = remains.base + len(remains.payload)
+            if end > self._core.position(producer):
+                data = m.Data(producer, remains.base, remains.payload)
+                self._deliver(e.Received(e.NOBODY, data))
+                self._flush_journal()
+        if self._core.position(producer) >= end:
+            self._deliver(e.ProducerGone(producer))
+            ring.remove()
+        elif producer not in self._stuck and not self._core.degraded:
+            self._stuck.add(producer)
+            _LOG.error("the ring in %s does not go on where the journal ends", ring.place.directory)
+
+    # --- status, signals, the end ---------------------------------------------------------------
+    def _status(self) -> e.Report:
+        now = time.monotonic()
+        return status.report(
+            pid=os.getpid(),
+            endpoint=self._server.endpoint,
+            root=self._config.root,
+            uptime_s=now - self._started,
+            version=__version__,
+            degraded=self._core.degraded,
+            runs=self._core.reports(now),
+        )
+
+    @contextlib.contextmanager
+    def _signals(self, detached: bool) -> Iterator[None]:
+        def on(event: e.Event) -> Callable[[int, FrameType | None], None]:
+            def handler(number: int, frame: FrameType | None) -> None:
+                self._signalled.append(event)
+                self._server.wake()
+
+            return handler
+
+        wanted = {
+            signal.SIGTERM: on(e.StopAsked()),
+            signal.SIGINT: signal.SIG_IGN if detached else on(e.StopAsked()),
+            signal.SIGUSR1: on(e.PublishEverything()),
+            signal.SIGHUP: signal.SIG_IGN,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _end(self, endpoint: Endpoint) -> int:
+        """Leave the root as the next daemon, and the clients, need to find it."""
+        complete = time.monotonic() < self._give_up_at
+        if complete:
+            self._rotate()  # what the next one needs to know of runs that go on
+            for file in self._journal.segments()[:-1]:
+                self._drop(file.number)
+        self._journal.close()
+        if complete and self._core.idle:
+            for file in self._journal.segments():
+                os.unlink(file.path)
+        asked = self._leave is not None and self._leave.asked
+        if asked:
+            write_endpoint(dataclasses.replace(endpoint, state=STOPPED))
+        else:
+            remove_endpoint(self._config.root)
+        _LOG.info("left: %s", "everything is published" if complete else "the journal has a rest")
+        return 0 if complete else 1

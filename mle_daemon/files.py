@@ -1,0 +1,171 @@
+"""Whole files: written aside, synced, then given their name in one step.
+
+Whoever opens a name sees the old content or the new one, after any crash.  It knows nothing of what
+is in a file, and removes none but its own unfinished copies.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+_COPY_BYTES: Final = 2**30  # asked of the kernel at once; it may do less
+# The kernel cannot copy between these files by itself, or a folder cannot be synced here.
+_NOT_POSSIBLE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of some bytes.
+
+    Raises:
+        OSError: they do not fit, or the disk fails.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def copy_all(source: int, target: int) -> None:
+    """Copy a file's content; the file system may share the blocks.  Args: open descriptors."""
+    try:
+        while os.copy_file_range(source, target, _COPY_BYTES):
+            pass
+    except OSError as error:
+        if error.errno not in _NOT_POSSIBLE:
+            raise
+        os.lseek(source, 0, os.SEEK_SET)
+        os.lseek(target, 0, os.SEEK_SET)
+        while os.sendfile(target, source, None, _COPY_BYTES):
+            pass
+
+
+def reserve(fd: int, size: int) -> None:
+    """Make a file that large, its blocks included, so that later writes find room.
+
+    Raises:
+        OSError: there is no room.
+    """
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _NOT_POSSIBLE:
+            raise
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[int]:
+    """A new file to write to; synced at the end, removed if anything goes wrong.
+
+    Yields:
+        Its descriptor.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        yield fd
+        os.fsync(fd)
+    except BaseException:
+        remove(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def land(staged: str, path: str, aside: str) -> None:
+    """Give a synced file its name, whatever has that name now.
+
+    Args:
+        staged: its present path; nothing is left there.
+        path: the name to get.
+        aside: a path on the file system of `path`, for a copy where `staged` is on another one.
+
+    Raises:
+        OSError: `path` is what it was; or, where only the folder could not be synced, it is the
+            new file, which a power cut might take back.
+    """
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            os.replace(staged, path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            copy_durably(staged, aside)
+            os.replace(aside, path)
+            remove(staged)
+        _sync_folder(folder)
+    finally:
+        os.close(folder)
+
+
+def copy_durably(source: str, target: str) -> None:
+    """Copy a file and sync the copy; nothing is left of it if that fails."""
+    with open(source, "rb") as read_from, new_file(target) as fd:
+        copy_all(read_from.fileno(), fd)
+
+
+def put_aside(path: str, folder: str, stamp: str) -> str:
+    """Move a file into a folder under a name that is free there.
+
+    Args:
+        stamp: begins the new name.
+
+    Returns:
+        The file's new path.
+    """
+    os.makedirs(folder, exist_ok=True)
+    kept = _reserve(folder, f"{stamp}-{os.path.basename(path)}")
+    try:
+        os.replace(path, kept)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            remove(kept)
+            raise
+        copy_durably(path, kept)
+        os.unlink(path)
+    return kept
+
+
+def _reserve(folder: str, name: str) -> str:
+    """A new, empty file: nobody else gets this name."""
+    number = 1
+    while True:
+        path = os.path.join(folder, name if number == 1 else f"{number}-{name}")
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            return path
+        number += 1
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether a path leads into a folder once all links are followed.
+
+    Args:
+        root: with its own links followed.
+    """
+    return os.path.commonpath([os.path.realpath(path), root]) == root
+
+
+def remove(path: str) -> None:
+    """Remove a file if it is there."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_all(folder: str) -> None:
+    """Remove every file of a folder, and make the folder if it is missing."""
+    os.makedirs(folder, exist_ok=True)
+    for entry in list(os.scandir(folder)):
+        if not entry.is_dir(follow_symlinks=False):
+            remove(entry.path)
+
+
+def _sync_folder(fd: int) -> None:
+    """Make the names in a folder survive a power cut, where its file system can."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NOT_POSSIBLE:
+            raise

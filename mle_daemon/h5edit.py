@@ -1,0 +1,276 @@
+"""What publications and seals write into a log file: groups, columns, meta data, attributes.
+
+Layout version 1; `docs/hdf5-layout.md` is the specification.  In short:
+
+    <seed_id>/                    attributes mle_format, mle_run, mle_state, mle_rows, mle_start, …
+        time/<clock>              columns: (values,) or (values, *shape)
+        stats/<statistic>
+        meta/log_paths …          one text each
+        meta/stats_rows:<name>    row numbers of a column that not every tick has
+
+Files are given open; it knows no paths and decides nothing about them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+
+from mle_client import layout
+from mle_client.messages import Run
+from mle_daemon.columns import Append, Column, FileState, Plan
+from mle_daemon.h5file import (
+    H5File,
+    Id,
+    append_rows,
+    file_type,
+    link,
+    memory_type,
+    read_blocks,
+    set_changing_text,
+    set_number,
+    set_text,
+    write_rows,
+)
+from mle_daemon.values import REFERENCE_BYTES, Dtype, Text, numpy_dtype
+
+# Chunks grow with the column, to 1/8 of it at most: a short run wastes little, and the index of a
+# column stays a single node up to a million numbers.  A column is stored again, in larger chunks,
+# each time it has grown eightfold, up to 2 MiB: that costs an eighth of what was written since.
+CHUNK_BYTES: Final = (512, 4096, 32 * 1024, 256 * 1024)
+CHUNK_SHARE: Final = 8
+SEALED_CHUNK_ROWS: Final = 16_384
+SEALED_CHUNK_BYTES: Final = 2**20  # HDF5 caches a chunk of this size, but none that is larger
+COMPRESS_BYTES: Final = 16 * 1024  # in smaller datasets there is nothing to gain
+_DATASET_BYTES: Final = 16 * 1024  # header and index of a dataset, generously
+
+
+# --- a publication --------------------------------------------------------------------------------
+def begin(file: Id, run: Run, seed_id: str) -> None:
+    """Write the groups and meta data of a new log.  Next: `append`, `mark`."""
+    seed = _create_group(file, seed_id)
+    meta, _, _ = (_create_group(seed, group) for group in layout.GROUPS)
+    config_path = f"{run.experiment_dir.rstrip('/')}/{run.config_name}"
+    _write_text(meta, "log_paths", layout.log_path(run.experiment_dir, seed_id))
+    _write_text(meta, "experiment_dir", run.experiment_dir)
+    _write_text(meta, "config_fname", config_path if run.config_name else layout.NO_CONFIG)
+    _write_text(meta, "eval_id", run.eval_id)
+    _write_text(meta, "model_type", run.model_type)
+    config = _write_text(meta, "config_dict", run.config_text)
+    if run.config_json:
+        # HDF5 ends a text at a NUL; JSON has another way to write one.
+        set_text(config, layout.JSON_ATTR, run.config_json.replace("\0", "\\u0000"))
+    set_number(seed, layout.FORMAT_ATTR, np.int64(layout.FILE_FORMAT))
+    set_number(seed, layout.START_ATTR, np.float64(run.start_time))
+    set_text(seed, layout.RUN_ATTR, run.run_id.hex())
+
+
+def append(file: Id, seed_id: str, plan: Plan) -> None:
+    """Append what a plan says."""
+    seed = h5g.open(file, seed_id.encode())
+    groups = {name: h5g.open(seed, name.encode()) for name in layout.GROUPS}
+    for change in plan.appends:
+        after = change.after
+        _extend(groups[after.group], layout.escape(after.name), change)
+        if change.rows is not None:
+            rows = _rows_append(change)
+            _extend(groups["meta"], rows.after.name, rows)
+
+
+def mark(file: Id, seed_id: str, state: FileState) -> None:
+    """Write into the seed group's attributes what the file holds."""
+    seed = h5g.open(file, seed_id.encode())
+    set_number(seed, layout.ROWS_ATTR, np.int64(state.rows))
+    set_changing_text(seed, layout.APPLIED_ATTR, json.dumps(dict(state.applied)))
+    if h5py.Group(seed).attrs.get(layout.STATE_ATTR) != state.status:
+        set_text(seed, layout.STATE_ATTR, state.status)
+    for name, count in ((layout.LOST_ATTR, state.lost), (layout.REFUSED_ATTR, state.refused)):
+        if count:
+            set_number(seed, name, np.int64(count))
+
+
+def growth(plan: Plan) -> int:
+    """Bytes by which a file grows at the most when a plan is carried out."""
+    total = sum(
+        _growth(change) + (_growth(_rows_append(change)) if change.rows is not None else 0)
+        for change in plan.appends
+    )
+    return total + total // 8 + _DATASET_BYTES
+
+
+def _growth(change: Append) -> int:
+    before, after, values = change.before, change.after, change.values
+    total = values.nbytes + 2 * _chunk_rows(after) * after.row_bytes + _DATASET_BYTES
+    if values.dtype.hasobject:
+        total += sum(len(value) + REFERENCE_BYTES for value in values)
+    moved = before is not None and (
+        before.dtype != after.dtype or _chunk_rows(before) != _chunk_rows(after)
+    )
+    return total + (before.length * after.row_bytes if before is not None and moved else 0)
+
+
+def _rows_append(change: Append) -> Append:
+    """The row numbers that a column gains, as what a column in meta/ gains."""
+    after, rows = change.after, change.rows
+    assert rows is not None
+    name = layout.rows_name(after.group, after.name)
+    column = Column("meta", name, rows.dtype, (), after.length, dense=True)
+    stored = after.length - len(rows)
+    before = Column("meta", name, rows.dtype, (), stored, dense=True) if stored else None
+    return Append(before, column, rows, None)
+
+
+# --- columns --------------------------------------------------------------------------------------
+def _extend(group: Id, name: str, change: Append) -> None:
+    """Append values to a dataset, making it or storing it again where needed."""
+    before, after = change.before, change.after
+    if before is None:
+        dataset = _create_column(group, name, after)
+    else:
+        dataset = h5d.open(group, name.encode())
+        if not _same_type(before.dtype, after.dtype) or _is_cramped(dataset, after):
+            dataset = _store_again(group, name, dataset, before, after)
+    stored = before.length if before else 0
+    append_rows(dataset, stored, change.values, memory_type(after.dtype))
+    if isinstance(after.dtype, Text) and after.dtype.escaped:
+        set_number(dataset, layout.STRING_ATTR, np.int64(1))
+
+
+def _store_again(group: Id, name: str, old: Id, before: Column, after: Column) -> Id:
+    """A column's values in another dataset, of its new type and with larger chunks."""
+    group.unlink(name.encode())  # the space is free for other columns once `old` is closed
+    new = _create_column(group, name, after)
+    to = numpy_dtype(after.dtype)
+    for at, values in read_blocks(old, numpy_dtype(before.dtype), memory_type(before.dtype)):
+        append_rows(new, at, np.ascontiguousarray(values.astype(to)), memory_type(after.dtype))
+    return new
+
+
+def _same_type(one: Dtype, other: Dtype) -> bool:
+    """Whether values of both lie in the same bytes."""
+    same_kind = isinstance(one, Text) == isinstance(other, Text)
+    return same_kind and numpy_dtype(one) == numpy_dtype(other)
+
+
+def _is_cramped(dataset: Id, after: Column) -> bool:
+    """Whether a column has outgrown its chunks, or was sealed, which is no form to grow in."""
+    properties = dataset.get_create_plist()
+    return bool(
+        properties.get_layout() != h5d.CHUNKED
+        or properties.get_nfilters()
+        or properties.get_chunk()[0] < _chunk_rows(after)
+    )
+
+
+def _chunk_rows(column: Column) -> int:
+    """Rows in a chunk of a column that grows."""
+    row_bytes = max(1, column.row_bytes)
+    share = column.length * row_bytes // CHUNK_SHARE
+    size = max((size for size in CHUNK_BYTES if size <= share), default=CHUNK_BYTES[0])
+    return max(1, size // row_bytes)
+
+
+def _create_column(group: Id, name: str, column: Column) -> Id:
+    """A dataset without values that can grow."""
+    properties = _creation((_chunk_rows(column), *column.shape))
+    lengths = (h5s.UNLIMITED, *(length or h5s.UNLIMITED for length in column.shape))
+    space = h5s.create_simple((0, *column.shape), lengths)
+    return _create(group, name, file_type(column.dtype), space, properties)
+
+
+def _creation(chunk: tuple[int, ...] | None) -> Id:
+    """Properties of a new dataset.  Args: chunk: its shape, None to store it in one piece."""
+    properties = h5p.create(h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)  # so that equal logs are equal files
+    if chunk is not None:
+        properties.set_chunk(tuple(max(1, length) for length in chunk))
+    return properties
+
+
+def _create(group: Id, name: str, kind: Id, space: Id, properties: Id) -> Id:
+    encoded, link_properties = link(name)
+    return h5d.create(group, encoded, kind, space, properties, link_properties)
+
+
+def _create_group(parent: Id, name: str) -> Id:
+    encoded, link_properties = link(name)
+    return h5g.create(parent, encoded, link_properties)
+
+
+def _write_text(meta: Id, name: str, text: str) -> Id:
+    """Write one text, as mle-logging reads it: an array of one, as wide as the text."""
+    encoded = text.encode()
+    dtype = Text(max(1, len(encoded)))
+    dataset = _create(meta, name, file_type(dtype), h5s.create_simple((1,)), _creation(None))
+    dataset.write(h5s.ALL, h5s.ALL, np.array([encoded], numpy_dtype(dtype)), memory_type(dtype))
+    return dataset
+
+
+# --- a seal ---------------------------------------------------------------------------------------
+def copy_compact(source: H5File, target: Id) -> None:
+    """Copy a log into an empty file: nothing unused in between, large columns compressed."""
+    for seed_id, seed in source.items():
+        new_seed = _create_group(target, seed_id)
+        _copy_attributes(seed, new_seed)
+        for name in layout.GROUPS:
+            group = _create_group(new_seed, name)
+            for stored, dataset in seed[name].items():
+                _copy_dataset(dataset, group, stored)
+
+
+def differences(source: H5File, copy: H5File) -> list[str]:
+    """The paths of datasets that are not in both files with the same values."""
+    paths = _dataset_paths(source)
+    different = paths ^ _dataset_paths(copy)
+    different |= {path for path in paths - different if not _same(source[path], copy[path])}
+    return sorted(different)
+
+
+def _copy_dataset(source: H5File, group: Id, name: str) -> None:
+    row_bytes = max(1, source.dtype.itemsize * int(np.prod(source.shape[1:], dtype=np.int64)))
+    properties = _creation(None)
+    if len(source) * row_bytes >= COMPRESS_BYTES and not source.dtype.hasobject:
+        rows = min(len(source), SEALED_CHUNK_ROWS, max(1, SEALED_CHUNK_BYTES // row_bytes))
+        properties = _creation((rows, *source.shape[1:]))
+        properties.set_shuffle()
+        properties.set_deflate(1)
+    space = h5s.create_simple(source.shape)
+    dataset = _create(group, name, source.id.get_type(), space, properties)
+    memory = h5t.py_create(source.dtype)
+    for at, values in read_blocks(source.id, source.dtype, memory):
+        write_rows(dataset, at, values, memory)
+    _copy_attributes(source, dataset)
+
+
+def _copy_attributes(source: H5File, target: Id) -> None:
+    for name in source.attrs:
+        old = h5a.open(source.id, name.encode())
+        value = np.empty(old.shape, old.dtype)
+        old.read(value)
+        h5a.create(target, name.encode(), old.get_type(), old.get_space()).write(value)
+
+
+def _dataset_paths(file: H5File) -> set[str]:
+    paths: set[str] = set()
+    file.visititems(lambda path, item: paths.add(path) if isinstance(item, h5py.Dataset) else None)
+    return paths
+
+
+def _same(one: H5File, other: H5File) -> bool:
+    """Whether two datasets have the same type, shape and values, bit by bit."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    memory = h5t.py_create(one.dtype)
+    pairs = zip(
+        read_blocks(one.id, one.dtype, memory),
+        read_blocks(other.id, other.dtype, memory),
+        strict=True,
+    )
+    return all(
+        a.tolist() == b.tolist() if a.dtype.hasobject else a.tobytes() == b.tobytes()
+        for (_, a), (_, b) in pairs
+    )

@@ -1,0 +1,339 @@
+"""HDF5 as log files use it: opening, columns in blocks, attributes, what a file holds.
+
+Only images in memory and files under names of our own are opened to be written.  What is written
+is for `h5edit`; which file becomes which, and when, for `store`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import h5py
+import numpy as np
+from h5py import h5a, h5f, h5p, h5s, h5t
+
+from mle_client import layout
+from mle_client.errors import LogDamaged
+from mle_daemon.columns import Column, FileState
+from mle_daemon.values import Array, Dtype, Text
+
+# h5py has no type information.
+H5File: TypeAlias = Any  # h5py.File, which is convenient
+Id: TypeAlias = Any  # of a file, group or dataset in HDF5's own interface, which is fast
+Edit: TypeAlias = Callable[[Id], None]
+
+BLOCK_BYTES: Final = 4 * 2**20  # read or written at once where a column need not be held whole
+INLINE_BYTES: Final = 60_000  # text in an object header, which has 64 KiB for an attribute
+_IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
+_UNREADABLE: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
+
+_image_numbers = itertools.count()  # HDF5 takes two images of one name for one file
+
+
+# --- opening --------------------------------------------------------------------------------------
+def edit_image(image: bytes, edit: Edit, path: str) -> bytes:
+    """A file's bytes after some changes; no file is touched.
+
+    Args:
+        path: where the image was read from, for errors.
+
+    Raises:
+        LogDamaged: it is no HDF5 file.
+    """
+    file = _open(_image_name(), h5f.ACC_RDWR, _access(image), path)
+    try:
+        edit(file)
+        return _image_of(file)
+    finally:
+        file.close()
+
+
+def edit_file(path: str, edit: Edit) -> None:
+    """Change a file that nobody else has open.
+
+    Raises:
+        LogDamaged: it is no HDF5 file.
+    """
+    file = _open(_file_name(path), h5f.ACC_RDWR, _access(), path)
+    try:
+        edit(file)
+    finally:
+        file.close()
+
+
+@functools.cache
+def empty_image() -> bytes:
+    """The bytes of a file with nothing in it."""
+    file = h5f.create(_image_name(), h5f.ACC_TRUNC, fapl=_access(b""))
+    try:
+        return _image_of(file)
+    finally:
+        file.close()
+
+
+@contextmanager
+def opened(path: str, image: bytes | None = None) -> Iterator[H5File]:
+    """A file to read.
+
+    Args:
+        path: of the file.
+        image: its bytes, if they were read already.
+
+    Yields:
+        An h5py.File.
+
+    Raises:
+        LogDamaged: it is no HDF5 file, or no longer.
+    """
+    name = _file_name(path) if image is None else _image_name()
+    with h5py.File(_open(name, h5f.ACC_RDONLY, _access(image), path)) as file:
+        yield file
+
+
+def _open(name: bytes, flags: int, access: Any, path: str) -> Id:
+    try:
+        return h5f.open(name, flags, access)
+    except OSError as error:
+        if error.errno:  # the system refuses; the file may be good
+            raise
+        raise LogDamaged(path, f"it is no HDF5 file that can be read: {error}") from error
+
+
+def _access(image: bytes | None = None) -> Any:
+    """How files are opened: to be written in the format that HDF5 1.10 and older read, too.
+
+    Args:
+        image: of a file in memory; b"" for an empty one, None for a file on disk.
+    """
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_V110)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    if image is not None:
+        access.set_fapl_core(_IMAGE_STEP, False)
+    if image:
+        access.set_file_image(image)
+    return access
+
+
+def _image_of(file: Id) -> bytes:
+    h5f.flush(file)
+    image: bytes = file.get_file_image()
+    return image
+
+
+def _image_name() -> bytes:
+    return b"image-%d" % next(_image_numbers)
+
+
+def _file_name(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+# --- types, links, rows ---------------------------------------------------------------------------
+@functools.lru_cache(maxsize=256)
+def file_type(dtype: Dtype) -> Id:
+    """The HDF5 type of a column in the file."""
+    return h5t.py_create(_tagged(dtype), logical=True)
+
+
+@functools.lru_cache(maxsize=256)
+def memory_type(dtype: Dtype) -> Id:
+    """The HDF5 type of its values in memory."""
+    return h5t.py_create(_tagged(dtype))
+
+
+def _tagged(dtype: Dtype) -> np.dtype[Any]:
+    """A numpy type that tells h5py of the encoding, too."""
+    if isinstance(dtype, Text):
+        tagged: np.dtype[Any] = h5py.string_dtype("utf-8", dtype.width or None)
+        return tagged
+    return dtype
+
+
+def link(name: str) -> tuple[bytes, Any]:
+    """A name for a new group or dataset, and the properties of the link."""
+    properties = h5p.create(h5p.LINK_CREATE)
+    if not name.isascii():
+        properties.set_char_encoding(h5t.CSET_UTF8)
+    return name.encode(), properties
+
+
+def append_rows(dataset: Id, at: int, values: Array, memory: Id) -> None:
+    """Let a dataset that has `at` rows grow by some values."""
+    if len(values):
+        dataset.set_extent((at + len(values), *values.shape[1:]))
+        write_rows(dataset, at, values, memory)
+
+
+def write_rows(dataset: Id, at: int, values: Array, memory: Id) -> None:
+    """Write C-contiguous values over the rows of a dataset from row `at` on."""
+    if values.size:
+        dataset.write(*_selection(dataset, at, values.shape), values, memory)
+
+
+def read_blocks(dataset: Id, dtype: np.dtype[Any], memory: Id) -> Iterator[tuple[int, Array]]:
+    """The rows of a dataset in blocks of bounded size, each with the number of its first row."""
+    length, *shape = dataset.shape
+    row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    step = max(1, BLOCK_BYTES // max(1, row_bytes))
+    for at in range(0, length, step):
+        values = np.empty((min(step, length - at), *shape), dtype)
+        if values.size:
+            dataset.read(*_selection(dataset, at, values.shape), values, memory)
+        yield at, values
+
+
+def column_blocks(file: H5File, seed_id: str, column: Column) -> Iterator[Array]:
+    """The values of a column in blocks."""
+    dataset = file[seed_id][column.group][layout.escape(column.name)]
+    for _, values in read_blocks(dataset.id, dataset.dtype, h5t.py_create(dataset.dtype)):
+        yield values
+
+
+def _selection(dataset: Id, at: int, shape: tuple[int, ...]) -> tuple[Id, Id]:
+    """Rows in memory and in the file."""
+    rows = dataset.get_space()
+    rows.select_hyperslab((at,) + (0,) * (len(shape) - 1), shape)
+    return h5s.create_simple(shape), rows
+
+
+# --- attributes -----------------------------------------------------------------------------------
+def set_number(owner: Id, name: str, value: np.int64 | np.float64) -> None:
+    """Set an attribute to a number."""
+    _set(owner, name, np.array(value), h5t.py_create(value.dtype))
+
+
+def set_text(owner: Id, name: str, text: str) -> None:
+    """Set an attribute to a text of any length, which h5py reads as str."""
+    _set(owner, name, np.array(text, h5py.string_dtype()), file_type(Text(0)))
+
+
+def set_changing_text(owner: Id, name: str, text: str) -> None:
+    """Set an attribute to a text that each publication changes, which h5py reads as bytes.
+
+    HDF5 replaces a text of fixed length without leaving a hole, unlike one of varying length.  It
+    is padded with spaces, so that its size seldom changes.
+    """
+    encoded = text.encode()
+    width = -(-max(1, len(encoded)) // 64) * 64
+    if width > INLINE_BYTES:
+        set_text(owner, name, text)
+        return
+    dtype = Text(width)
+    _set(owner, name, np.array(encoded.ljust(width), f"S{width}"), file_type(dtype))
+
+
+def get_text(value: object) -> str:
+    """An attribute's text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _set(owner: Id, name: str, value: Array, kind: Id) -> None:
+    key = name.encode()
+    if h5a.exists(owner, key):
+        present = h5a.open(owner, key)
+        if present.get_type() == kind and not value.dtype.hasobject:
+            present.write(value, kind)
+            return
+        h5a.delete(owner, key)
+    h5a.create(owner, key, kind, h5s.create(h5s.SCALAR)).write(
+        value, None if value.dtype.hasobject else kind
+    )
+
+
+# --- what a file holds ----------------------------------------------------------------------------
+def describe(file: H5File, path: str, size: int) -> FileState:
+    """What a log file holds.
+
+    Args:
+        file: of ours or of mle-logging's.
+        size: bytes of the file.
+
+    Raises:
+        LogDamaged: there is no log in it, or one whose parts do not fit together.
+    """
+    try:
+        seeds = [name for name, group in file.items() if set(layout.GROUPS) <= set(group)]
+        if not seeds:
+            raise LogDamaged(path, "there is no log in it")
+        seed = file[seeds[0]]
+        if layout.FORMAT_ATTR not in seed.attrs:
+            return _describe_foreign(seed, size)
+        if seed.attrs[layout.FORMAT_ATTR] > layout.FILE_FORMAT:
+            raise LogDamaged(path, "a newer release wrote it; update mle-daemon")
+        state = _describe_ours(seed, size)
+        _check_lengths(seed, state, path)
+    except _UNREADABLE as error:
+        raise LogDamaged(path, f"it cannot be read: {error}") from error
+    return state
+
+
+def is_still(file: Id, seed_id: str, state: FileState) -> bool:
+    """Whether a file that is open for changes holds the run and rows that it should."""
+    try:
+        attrs = h5py.File(file)[seed_id].attrs
+        held = (get_text(attrs[layout.RUN_ATTR]), int(attrs[layout.ROWS_ATTR]))
+    except KeyError:
+        return False
+    return held == (state.run, state.rows)
+
+
+def _describe_ours(seed: H5File, size: int) -> FileState:
+    attrs, meta = seed.attrs, set(seed["meta"])
+    columns = {}
+    for group in ("time", "stats"):
+        for stored, dataset in seed[group].items():
+            name = layout.unescape(stored)
+            dense = layout.rows_name(group, name) not in meta
+            columns[group, name] = _column(group, name, dataset, dense)
+    return FileState(
+        run=get_text(attrs[layout.RUN_ATTR]),
+        rows=int(attrs[layout.ROWS_ATTR]),
+        applied=json.loads(get_text(attrs[layout.APPLIED_ATTR])),
+        columns=columns,
+        status=get_text(attrs[layout.STATE_ATTR]),
+        start_time=float(attrs[layout.START_ATTR]),
+        size=size,
+        lost=int(attrs.get(layout.LOST_ATTR, 0)),
+        refused=int(attrs.get(layout.REFUSED_ATTR, 0)),
+    )
+
+
+def _check_lengths(seed: H5File, state: FileState, path: str) -> None:
+    """Raise unless every column has a value, or says that it has none, for each row."""
+    for column in state.columns.values():
+        rows = state.rows
+        if not column.dense:
+            rows = len(seed["meta"][layout.rows_name(column.group, column.name)])
+        if column.length != rows:
+            raise LogDamaged(path, f"{column.name!r} has {column.length} values for {rows} rows")
+
+
+def _describe_foreign(seed: H5File, size: int) -> FileState:
+    """What a log of mle-logging's holds, which does not say to which rows a value belongs."""
+    found = [
+        (group, name, dataset)
+        for group in ("time", "stats")
+        for name, dataset in seed[group].items()
+        if isinstance(dataset, h5py.Dataset)
+    ]
+    rows = max((len(dataset) for _, _, dataset in found), default=0)
+    columns = {
+        (group, name): _column(group, name, dataset, len(dataset) == rows)
+        for group, name, dataset in found
+    }
+    return FileState("", rows, {}, columns, "", 0.0, size)
+
+
+def _column(group: str, name: str, dataset: H5File, dense: bool) -> Column:
+    length, *shape = dataset.shape
+    text = h5py.check_string_dtype(dataset.dtype)
+    dtype: Dtype = dataset.dtype
+    if text is not None and text.encoding == "utf-8":
+        dtype = Text(text.length or 0, layout.STRING_ATTR in dataset.attrs)
+    return Column(group, name, dtype, tuple(shape), length, dense)

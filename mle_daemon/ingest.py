@@ -1,0 +1,90 @@
+"""The daemon's half of delivery: what of a producer's stream is new, and what is in the journal.
+
+Pure.  A stream arrives in pieces that may repeat or overlap after a reconnection.  A piece is first
+*staged*; when the journal has it, it is *committed* and may be acknowledged; when the journal
+failed, it is *rolled back* and will be sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mle_client import messages as m
+from mle_client import wire
+
+
+class StreamGap(Exception):
+    """A piece begins behind the position that is expected next."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Piece:
+    """New records of a stream.  Args: position: of the first byte; end: behind the last."""
+
+    producer: m.ProducerId
+    position: int
+    end: int
+    payload: bytes
+    records: tuple[wire.Record, ...]
+
+    @property
+    def ticks(self) -> int:
+        """How many ticks it holds."""
+        return sum(len(record) for record in self.records if isinstance(record, wire.Block))
+
+
+@dataclass(slots=True)
+class Stream:
+    """What has come of one producer's stream.
+
+    Args:
+        producer: its id.
+        position: everything before it is in the journal.
+        ticks: in the journal.
+        schemas: of the stream up to `position`.
+    """
+
+    producer: m.ProducerId
+    position: int = 0
+    ticks: int = 0
+    schemas: Mapping[int, m.Schema] = field(default_factory=dict)
+    _staged: int | None = None
+    _decoder: wire.StreamDecoder | None = None
+
+    def stage(self, position: int, payload: bytes) -> Piece | None:
+        """Take a piece in, without counting on it yet.
+
+        Returns:
+            What is new in it, or None if nothing is.
+
+        Raises:
+            StreamGap: something before it is missing; ask for it.
+            ProtocolError: it holds no whole records; nothing was taken.
+        """
+        if self._decoder is None:
+            self._decoder = wire.StreamDecoder(self.schemas)
+        expected = self.position if self._staged is None else self._staged
+        if position > expected:
+            raise StreamGap(f"a piece at {position} where {expected} is expected")
+        end = position + len(payload)
+        if end <= expected:
+            return None
+        new = payload[expected - position :]
+        records = tuple(self._decoder.decode(new))
+        self._staged = end
+        return Piece(self.producer, expected, end, new, records)
+
+    def commit(self, piece: Piece) -> None:
+        """The journal has a piece."""
+        self.position = piece.end
+        self.ticks += piece.ticks
+        if self._decoder is not None:
+            self.schemas = self._decoder.schemas
+        if self._staged == piece.end:
+            self._staged = None
+
+    def roll_back(self) -> None:
+        """The journal does not have what was staged."""
+        self._staged = None
+        self._decoder = None

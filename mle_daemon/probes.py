@@ -1,0 +1,81 @@
+"""Looks at the rings that lie there: whose process is gone, and what it left behind.
+
+It reads and removes files; what the records mean is for others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mle_client import layout, runtime
+from mle_client.messages import ProducerId
+from mle_client.ring import Remains, read_remains, take_over
+
+
+@dataclass(frozen=True, slots=True)
+class RingPlace:
+    """Where one producer's segments lie.  Args: directory: with the owner file; spill: on disk."""
+
+    producer: ProducerId
+    directory: str
+    spill: str
+
+
+def find_rings(root: str) -> list[RingPlace]:
+    """The rings of a root's producers, their processes alive or not."""
+    places = []
+    for parent in runtime.ring_dirs(root):
+        for name in _names(parent):
+            producer = _producer(name)
+            if producer is not None:
+                spill = layout.state_path(root, layout.SPILL_DIR, name)
+                places.append(RingPlace(producer, os.path.join(parent, name), spill))
+    return places
+
+
+class AbandonedRing:
+    """A ring whose process is gone, ours until it is closed."""
+
+    def __init__(self, place: RingPlace, lock: int) -> None:
+        self.place = place
+        self._lock = lock
+
+    def remains(self) -> list[Remains]:
+        """Its committed records, in stream order."""
+        return read_remains(self.place.directory, self.place.spill)
+
+    def remove(self) -> None:
+        """Remove its files: all of it is in the journal."""
+        shutil.rmtree(self.place.spill, ignore_errors=True)
+        shutil.rmtree(self.place.directory, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._lock)
+
+
+def abandoned(places: list[RingPlace]) -> Iterator[AbandonedRing]:
+    """Those of some rings whose process is gone."""
+    for place in places:
+        lock = take_over(place.directory)
+        if lock is not None:
+            yield AbandonedRing(place, lock)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _producer(name: str) -> ProducerId | None:
+    """The producer of a ring's directory name, or None where it is no ring."""
+    try:
+        raw = bytes.fromhex(name)
+    except ValueError:
+        return None
+    return ProducerId(raw) if len(raw) == 16 else None

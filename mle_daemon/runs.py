@@ -1,0 +1,266 @@
+"""One run as the daemon sees it: who writes to it, what is not published yet, who waits for that.
+
+Pure.  Only the *tail*, what the published file lacks, is held in memory; the journal has it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from mle_client import messages as m
+from mle_client import wire
+from mle_daemon.columns import FileState
+from mle_daemon.events import Client, PublishRun, Report
+from mle_daemon.ingest import Piece
+from mle_daemon.schedule import Due
+
+# After a failed publication: long enough not to fill the log, short enough that data appear within
+# seconds of the disk's recovery.
+RETRY_AFTER_S: Final = 2.0
+
+RUNNING, FINISHED, CRASHED = "running", "finished", "crashed"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TailPiece:
+    """What one piece of a stream adds to the file.  Args: end: the stream's position behind it."""
+
+    producer: m.ProducerId
+    end: int
+    blocks: tuple[wire.Block, ...]
+    lost: int
+    size: int
+
+    @property
+    def ticks(self) -> int:
+        """How many ticks it holds."""
+        return sum(len(block) for block in self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A client that waits until positions of some streams are in the log file."""
+
+    client: Client
+    token: int
+
+
+@dataclass(slots=True)
+class Member:
+    """A producer of the run.  Args: main: it opened the run; published: position in the file."""
+
+    producer: m.ProducerId
+    main: bool
+    published: int = 0
+    received: int = 0
+    over: bool = False
+    crashed: bool = False
+    client: Client | None = None
+
+
+@dataclass(slots=True)
+class RunState:
+    """A run that is not sealed.
+
+    Args:
+        run: as its first producer described it.
+        seed_id: of its group; differs from the run's where another live run has that name.
+        path: of its log file.
+        opened: the folder is ready.
+        file: what is published.
+    """
+
+    run: m.Run
+    seed_id: str
+    path: str
+    opened: bool = False
+    file: FileState | None = None
+    members: dict[m.ProducerId, Member] = field(default_factory=dict)
+    tail: list[TailPiece] = field(default_factory=list)
+    tail_bytes: int = 0
+    lost: int = 0
+    error: str = ""
+    save_wanted: bool = False
+    wanted_now: bool = False
+    sealing: bool = False
+    retry_at: float = 0.0
+    dirty_since: float = 0.0
+    published_at: float = 0.0
+    publish_cost: float = 0.0
+    waiters: list[tuple[Waiter, dict[m.ProducerId, int]]] = field(default_factory=list)
+    _in_flight: list[TailPiece] | None = None
+    _status_published: str = ""
+
+    @property
+    def status(self) -> str:
+        """ "running" until every producer is through; "crashed" if the first went without a word."""
+        if not all(member.over for member in self.members.values()):
+            return RUNNING
+        crashed = any(member.crashed and member.main for member in self.members.values())
+        return CRASHED if crashed else FINISHED
+
+    @property
+    def publishing(self) -> bool:
+        """Whether a publication is under way."""
+        return self._in_flight is not None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the file lacks something."""
+        return bool(self.tail) or (
+            self.file is not None and self.status != self._status_published
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more can come and the file has everything."""
+        return (
+            self.opened
+            and not self.publishing
+            and not self.tail
+            and self.status != RUNNING
+            and not self.dirty
+        )
+
+    def join(self, producer: m.ProducerId, client: Client | None) -> Member:
+        """A producer of this run appears."""
+        member = self.members.get(producer)
+        if member is None:
+            member = Member(producer, main=not self.members)
+            if self.file is not None:
+                member.published = self.file.applied.get(producer.hex(), 0)
+            self.members[producer] = member
+        if client is not None:
+            member.client = client
+        return member
+
+    def add(self, piece: Piece, now: float) -> None:
+        """Take in a piece that the journal has."""
+        member = self.members[piece.producer]
+        member.received += piece.ticks
+        lost = sum(record.ticks for record in piece.records if isinstance(record, m.Gap))
+        self.lost += lost
+        ends = any(isinstance(record, m.End) for record in piece.records)
+        if ends:
+            member.over = True
+            member.crashed = False
+        if piece.end <= member.published:
+            return  # replayed from the journal; the file has it already
+        blocks = tuple(record for record in piece.records if isinstance(record, wire.Block))
+        nothing_before = not self.tail and not self.publishing
+        if not blocks and not lost and nothing_before and (self.file is None or not ends):
+            member.published = piece.end  # nothing of it goes into a file
+            return
+        if not self.tail:
+            self.dirty_since = now
+        self.tail.append(TailPiece(piece.producer, piece.end, blocks, lost, len(piece.payload)))
+        self.tail_bytes += len(piece.payload)
+
+    def gone(self, producer: m.ProducerId) -> None:
+        """A producer's process is gone; nothing more comes from it."""
+        member = self.members[producer]
+        if not member.over:
+            member.over = True
+            member.crashed = True
+
+    def opened_with(self, file: FileState | None, now: float) -> None:
+        """The folder is ready; what the file holds already leaves the tail."""
+        self.opened = True
+        self.dirty_since = now
+        self.file = file
+        if file is None:
+            return
+        self._status_published = file.status
+        for member in self.members.values():
+            member.published = file.applied.get(member.producer.hex(), 0)
+        self.tail = [
+            piece for piece in self.tail if piece.end > self.members[piece.producer].published
+        ]
+        self.tail_bytes = sum(piece.size for piece in self.tail)
+
+    def due(self) -> Due:
+        """What the schedule wants to know."""
+        return Due(
+            tail_bytes=self.tail_bytes,
+            file_bytes=self.file.size if self.file else 0,
+            dirty_since=self.dirty_since,
+            published_at=self.published_at,
+            publish_cost=self.publish_cost,
+            wanted_now=self.wanted_now or bool(self.waiters) or self.status != RUNNING,
+            save_wanted=self.save_wanted,
+            retry_at=self.retry_at,
+        )
+
+    def begin_publication(self) -> PublishRun:
+        """Hand over the tail.  Next: `published` or `publication_failed`."""
+        self._in_flight = self.tail
+        self.tail, self.tail_bytes = [], 0
+        self.wanted_now = self.save_wanted = False
+        applied = dict(self.file.applied) if self.file else {}
+        for piece in self._in_flight:
+            applied[piece.producer.hex()] = piece.end
+        return PublishRun(
+            run=self.run,
+            seed_id=self.seed_id,
+            path=self.path,
+            file=self.file,
+            blocks=tuple(block for piece in self._in_flight for block in piece.blocks),
+            lost=self.lost,
+            applied=applied,
+            status=self.status,
+        )
+
+    def published(self, file: FileState, cost: float, now: float) -> None:
+        """The publication that was begun has ended well."""
+        self.file = file
+        self._in_flight = None
+        self._status_published = file.status
+        self.published_at, self.publish_cost = now, cost
+        self.dirty_since = now
+        self.error = ""
+        for member in self.members.values():
+            member.published = file.applied.get(member.producer.hex(), member.published)
+
+    def publication_failed(self, error: str, now: float) -> None:
+        """The publication that was begun has failed: what it had is the tail's beginning again."""
+        self.tail = [*(self._in_flight or []), *self.tail]
+        self.tail_bytes = sum(piece.size for piece in self.tail)
+        self._in_flight = None
+        self.error = error
+        self.retry_at = now + RETRY_AFTER_S
+
+    def wait(self, waiter: Waiter, positions: dict[m.ProducerId, int]) -> None:
+        """Let a client wait until these positions are published."""
+        self.waiters.append((waiter, positions))
+
+    def served(self) -> Iterator[Waiter]:
+        """The waiters whose wait is over; they are forgotten."""
+        waiting = []
+        for waiter, positions in self.waiters:
+            if all(self.members[p].published >= end for p, end in positions.items()):
+                yield waiter
+            else:
+                waiting.append((waiter, positions))
+        self.waiters = waiting
+
+    def report(self, positions: dict[m.ProducerId, int], now: float) -> Report:
+        """The run's part of a status report.  Args: positions: journaled, of each producer."""
+        received = sum(member.received for member in self.members.values())
+        waiting = sum(piece.ticks for piece in (*self.tail, *(self._in_flight or ())))
+        missing = sum(positions[p] - member.published for p, member in self.members.items())
+        return {
+            "experiment_dir": self.run.directory,
+            "seed_id": self.seed_id,
+            "state": self.status,
+            "ticks": {
+                "received": received,
+                "journaled": received,
+                "published": received - waiting,
+                "lost": self.lost,
+            },
+            "lag_s": round(now - self.dirty_since, 3) if self.tail else 0.0,
+            "bytes_waiting": max(0, missing),
+            "last_error": self.error,
+        }

@@ -1,0 +1,130 @@
+"""The daemon's socket: frames in, frames out.  The only module of the daemon that knows ZeroMQ.
+
+It decides nothing.  A message that is none is reported as such, and its sender is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+import zmq
+
+from mle_client import messages as m
+from mle_client import wire
+from mle_client.errors import ProtocolError
+from mle_daemon.events import Client
+
+# One round takes what came in meanwhile, so that the journal gets one write for many clients; the
+# bounds keep a round's memory and the time to the next acknowledgement small.
+_ROUND_MESSAGES: Final = 1_000
+_ROUND_BYTES: Final = 16 * 2**20
+# Replies that a client does not fetch: it is stopped or gone.  Enough for the acks of a minute.
+_SEND_HIGH_WATER: Final = 10_000
+
+
+class Server:
+    """A bound ROUTER socket and a pipe that ends its wait.
+
+    Args:
+        endpoint: to bind to; "ipc://path", or "tcp://address:port" with port * for a free one.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
+        self._socket.setsockopt(zmq.RCVHWM, _ROUND_MESSAGES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            self._context.term()
+            raise OSError(error.errno, f"cannot listen at {endpoint}: {error}") from error
+        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._listening = False
+        self.listen(True)
+
+    def listen(self, wanted: bool) -> None:
+        """Take messages in, or leave them where they are: the clients will wait."""
+        if wanted and not self._listening:
+            self._poller.register(self._socket, zmq.POLLIN)
+        elif not wanted and self._listening:
+            self._poller.unregister(self._socket)
+        self._listening = wanted
+
+    def wake(self) -> None:
+        """End the present wait.  May be called from any thread and from signal handlers."""
+        with contextlib.suppress(BlockingIOError):  # it is full of wake-up calls already
+            os.write(self._wake_write, b"!")
+
+    def wait(
+        self, timeout_s: float
+    ) -> tuple[list[tuple[Client, m.Request]], list[tuple[Client, str]]]:
+        """Wait for messages.
+
+        Returns:
+            What came, and (client, reason) for what was no message.
+        """
+        ready = dict(self._poller.poll(max(0, int(timeout_s * 1000))))
+        if self._wake_read in ready:
+            os.read(self._wake_read, 65536)
+        good: list[tuple[Client, m.Request]] = []
+        bad: list[tuple[Client, str]] = []
+        size = 0
+        while self._listening and len(good) + len(bad) < _ROUND_MESSAGES and size < _ROUND_BYTES:
+            try:
+                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            size += sum(map(len, frames))
+            client = Client(identity)
+            try:
+                good.append((client, _request(frames)))
+            except ProtocolError as error:
+                bad.append((client, str(error)))
+        return good, bad
+
+    def send(self, client: Client, message: m.Reply) -> None:
+        """Send a message; one that cannot be delivered is dropped, for the client asks again."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send_multipart([client, *wire.encode(message)], zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Close the socket once what was sent is on its way, one second at most."""
+        self._socket.close(linger=1000)
+        self._context.term()
+        scheme, _, path = self.endpoint.partition("://")
+        if scheme == "ipc":  # ZeroMQ removes only the files whose names it chose
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _request(frames: Sequence[bytes]) -> m.Request:
+    message = wire.decode(frames)
+    if not isinstance(
+        message, m.Hello | m.Data | m.Save | m.Flush | m.Publish | m.AskStatus | m.Stop
+    ):
+        raise ProtocolError(f"a client may not send a {type(message).__name__} message")
+    return message

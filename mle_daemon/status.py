@@ -1,0 +1,36 @@
+"""The status report: plain values that fit both msgpack and JSON.
+
+Pure.  Keys: `pid`, `endpoint`, `root`, `uptime_s`, `version`, `degraded` ("" or what is wrong),
+`runs`: a list of `experiment_dir`, `seed_id`, `state`, `ticks` {received, journaled, published,
+lost}, `lag_s` (age of the oldest tick that is not published), `bytes_waiting` (of the stream, not
+published), `last_error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mle_daemon.events import Report
+
+
+def report(
+    *,
+    pid: int,
+    endpoint: str,
+    root: str,
+    uptime_s: float,
+    version: str,
+    degraded: str,
+    runs: Iterable[Report],
+) -> Report:
+    """Put a report together.  Runs are ordered by folder and seed."""
+    ordered = sorted(runs, key=lambda run: (run["experiment_dir"], run["seed_id"]))
+    return {
+        "pid": pid,
+        "endpoint": endpoint,
+        "root": root,
+        "uptime_s": round(uptime_s, 3),
+        "version": version,
+        "degraded": degraded,
+        "runs": ordered,
+    }

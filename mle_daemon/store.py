@@ -1,0 +1,282 @@
+"""Publishes log files: a new one is written aside and takes the old one's name in one step.
+
+The only writer of HDF5, in layout version 1 (`docs/hdf5-layout.md`; `h5edit` has the details).  A
+file that anyone can see is never changed, so that readers and crashes find a whole log at any
+moment.  It keeps no file open, and does not decide when to publish.
+
+A file of up to `IMAGE_BYTES` is changed in memory and then written; a larger one is copied, and its
+growth reserved, before HDF5 opens it.  Either way a full disk is an `OSError` before HDF5 could see
+it: HDF5 does not survive a write that fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from mle_client import layout
+from mle_client.errors import LogDamaged, LogNotFound, RunRefused
+from mle_client.messages import Run
+from mle_daemon import files, h5edit, h5file
+from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
+from mle_daemon.events import PublishRun
+from mle_daemon.values import Array
+
+# A file up to this size is changed in memory, in milliseconds; for a larger one the copies that takes
+# are four times as dear as letting the kernel copy the file.
+IMAGE_BYTES: Final = 8 * 2**20
+_STAMP: Final = "%Y%m%dT%H%M%SZ"
+_CHANGED: Final = "it is no longer what the daemon published; something else changed it"
+
+
+class Store:
+    """The log files under one root.
+
+    `open_run` may be called by one thread, everything else by one other.
+
+    Args:
+        root: the folder that the daemon serves.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.realpath(root)
+        self._staging = layout.state_path(self.root, layout.STAGING_DIR)
+        self._numbers = itertools.count()
+
+    def clean_staging(self) -> None:
+        """Remove what an earlier process left unfinished."""
+        files.remove_all(self._staging)
+
+    def inspect(self, path: str) -> FileState | None:
+        """What a log file holds; None if there is none.
+
+        Raises:
+            LogDamaged: it is no log, or one that cannot be read.
+        """
+        try:
+            image, size = _read(path)
+        except FileNotFoundError:
+            return None
+        with h5file.opened(path, image) as file:
+            return h5file.describe(file, path, size)
+
+    # --- a run begins -----------------------------------------------------------------------------
+    def open_run(self, run: Run, seed_id: str, path: str) -> tuple[FileState | None, str]:
+        """Make a run's folders and copy its configuration; put a log aside that has its name.
+
+        Args:
+            seed_id: of its group; may differ from the run's own.
+            path: of its log file.
+
+        Returns:
+            What is published of the run already, None where its log is yet to begin; and what the
+            user should know, "" where there is nothing.
+
+        Raises:
+            RunRefused: it may not be written there, now or ever.
+            OSError: it cannot be now.
+        """
+        self._confine(run, seed_id, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if run.config_name:
+            self._copy_config(run)
+        try:
+            state = self.inspect(path)
+        except LogDamaged:
+            state = None
+        if state is not None and state.run == run.run_id.hex():
+            return state, ""
+        if run.overwrite:
+            files.remove(path)
+            files.remove(layout.merged_log_path(run.directory))
+            return None, ""
+        kept = self._put_aside(path)
+        return None, kept and f"there was another log at {path}: it was moved to {kept}"
+
+    def _confine(self, run: Run, seed_id: str, path: str) -> None:
+        """Raise unless all that a run makes stays under the root, outside of our own folder."""
+        if not layout.is_seed_id(seed_id):
+            raise RunRefused(f"{seed_id!r} cannot be a seed_id: it is part of a file name")
+        if run.config_name and not layout.is_file_name(run.config_name):
+            raise RunRefused(f"{run.config_name!r} cannot be the name of a configuration file")
+        for place in (run.directory, os.path.dirname(path), path):
+            if "\0" in place or not files.is_inside(place, self.root):
+                raise RunRefused(
+                    f"{place} lies outside of {self.root}, the folder that this daemon serves: "
+                    "log to a folder inside, or start a daemon for another one"
+                )
+            if files.is_inside(place, layout.state_path(self.root)):
+                raise RunRefused(f"{place} is the daemon's own; log to another folder")
+
+    def _copy_config(self, run: Run) -> None:
+        """Copy a configuration beside the logs, unless it lies there already."""
+        path = os.path.join(run.directory, run.config_name)
+        try:
+            with open(path, "rb") as file:
+                if file.read(len(run.config_file) + 1) == run.config_file:
+                    return
+        except FileNotFoundError:
+            pass
+        staged = self._new_name(run.run_id.hex())
+        with files.new_file(staged) as fd:
+            files.write_all(fd, run.config_file)
+        self._land(staged, path)
+
+    def _put_aside(self, path: str) -> str:
+        """Move a log to where nothing is lost; "" if there is none."""
+        if not os.path.lexists(path):
+            return ""
+        folder = layout.state_path(self.root, layout.REPLACED_DIR)
+        return files.put_aside(path, folder, datetime.now(UTC).strftime(_STAMP))
+
+    # --- publishing -------------------------------------------------------------------------------
+    def publish(self, job: PublishRun) -> tuple[FileState, tuple[str, ...]]:
+        """Publish a run's new ticks.
+
+        Returns:
+            What the file holds now, and what could not be stored.
+
+        Raises:
+            LogNotFound: the published file is gone.
+            LogDamaged: it is no longer what was published.
+            OSError: there is no room, or the disk fails.  The published file is what it was,
+                unless only the sync of its folder failed: `inspect` says which.
+        """
+        path, before = job.path, job.file
+        plan = plan_append(before, job.blocks, job.run.start_time, self._reader(job))
+        after = _state_after(job, plan)
+
+        def edit(file: h5file.Id) -> None:
+            if before is None:
+                h5edit.begin(file, job.run, job.seed_id)
+            elif not h5file.is_still(file, job.seed_id, before):
+                raise LogDamaged(path, _CHANGED)
+            h5edit.append(file, job.seed_id, plan)
+            h5edit.mark(file, job.seed_id, after)
+
+        staged = self._stage(after.run, path if before else None, h5edit.growth(plan), edit)
+        if before is None:
+            self._put_aside(path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        size = self._land(staged, path)
+        return replace(after, size=size), tuple(map(str, plan.problems))
+
+    def seal(self, path: str, state: FileState) -> FileState:
+        """Give a finished log its final form: nothing unused in it, long columns compressed.
+
+        Raises:
+            LogNotFound, OSError: as of `publish`.
+            LogDamaged: the file is no longer what was published, or the new one does not read
+                back as the old one; nothing was changed.
+        """
+        image, size = _read(path)
+        with h5file.opened(path, image) as source:
+            held = h5file.describe(source, path, size)
+            if (held.run, held.rows) != (state.run, state.rows):
+                raise LogDamaged(path, _CHANGED)
+            staged = self._stage(
+                state.run, None, size, lambda file: h5edit.copy_compact(source, file)
+            )
+            try:
+                _compare(source, staged, path)
+            except BaseException:
+                files.remove(staged)
+                raise
+        return replace(state, size=self._land(staged, path))
+
+    def _reader(self, job: PublishRun) -> ReadColumn:
+        def read(column: Column) -> Iterator[Array]:
+            image, _ = _read(job.path)
+            with h5file.opened(job.path, image) as file:
+                yield from h5file.column_blocks(file, job.seed_id, column)
+
+        return read
+
+    # --- staging ----------------------------------------------------------------------------------
+    def _stage(self, run: str, source: str | None, growth: int, edit: h5file.Edit) -> str:
+        """Write a changed copy of a log, or a new one, under a name of our own.
+
+        Args:
+            source: the log to copy, None to begin with nothing.
+            growth: bytes that the changes may add.
+
+        Returns:
+            The path of the new file, synced.
+        """
+        image, size = _read(source) if source else (h5file.empty_image(), 0)
+        staged = self._new_name(run)
+        if image is not None and size + growth <= IMAGE_BYTES:
+            changed = h5file.edit_image(image, edit, source or staged)
+            with files.new_file(staged) as fd:
+                files.write_all(fd, changed)
+            return staged
+        with files.new_file(staged) as fd:
+            if source:
+                with open(source, "rb") as file:
+                    files.copy_all(file.fileno(), fd)
+            else:
+                files.write_all(fd, h5file.empty_image())
+            files.reserve(fd, size + growth)
+            h5file.edit_file(staged, edit)
+        return staged
+
+    def _new_name(self, run: str) -> str:
+        os.makedirs(self._staging, exist_ok=True)
+        return os.path.join(self._staging, f"{run}-{next(self._numbers)}.tmp")
+
+    def _land(self, staged: str, path: str) -> int:
+        """Give a staged file its name.  Returns: its size in bytes."""
+        try:
+            size = os.stat(staged).st_size
+            folder, name = os.path.split(os.path.normpath(path))
+            if os.path.basename(folder) == "logs":  # merging takes every file in there for a log
+                folder = os.path.dirname(folder)
+            files.land(staged, path, os.path.join(folder, f".{name}.tmp"))
+        except BaseException:
+            files.remove(staged)
+            raise
+        return size
+
+
+def _read(path: str) -> tuple[bytes | None, int]:
+    """A log file's bytes, None where they are too many to hold, and how many there are.
+
+    Raises:
+        LogNotFound: it is not there.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return (file.read() if size <= IMAGE_BYTES else None), size
+    except FileNotFoundError as error:
+        raise LogNotFound(path, "the log that was published here is gone") from error
+
+
+def _compare(source: h5file.H5File, staged: str, path: str) -> None:
+    """Raise unless a staged copy of a log reads back as the log."""
+    image, _ = _read(staged)
+    with h5file.opened(staged, image) as copy:
+        if different := h5edit.differences(source, copy):
+            raise LogDamaged(path, f"its sealed copy differs in {', '.join(different[:5])}")
+
+
+def _state_after(job: PublishRun, plan: Plan) -> FileState:
+    """What a file holds when a plan was carried out; its size is yet to be seen."""
+    before = job.file
+    columns = dict(before.columns) if before else {}
+    columns.update({(c.after.group, c.after.name): c.after for c in plan.appends})
+    return FileState(
+        run=job.run.run_id.hex(),
+        rows=plan.rows,
+        applied=dict(job.applied),
+        columns=columns,
+        status=job.status,
+        start_time=job.run.start_time,
+        size=0,
+        lost=job.lost,
+        refused=(before.refused if before else 0) + sum(p.values for p in plan.problems),
+    )

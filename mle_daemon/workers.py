@@ -1,0 +1,84 @@
+"""The thread that writes log files, so that the daemon's loop never waits for a disk.
+
+One thread, for HDF5 has one lock: more would buy nothing.  Publications go before seals.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from mle_daemon import events as e
+from mle_daemon.store import Store
+
+_PUBLISH, _SEAL, _END = range(3)  # the order in which waiting jobs are taken
+_THREAD_NAME: Final = "mle-writer"
+
+
+class Writer:
+    """Carries out `PublishRun` and `SealRun`; their outcomes are fetched as events.
+
+    Args:
+        store: used by this thread alone.
+        wake: called when there is an outcome to fetch.
+    """
+
+    def __init__(self, store: Store, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._wake = wake
+        self._jobs: queue.PriorityQueue[tuple[int, int, e.PublishRun | e.SealRun | None]]
+        self._jobs = queue.PriorityQueue()
+        self._outcomes: deque[e.Event] = deque()
+        self._count = 0
+        self._thread = threading.Thread(target=self._work, name=_THREAD_NAME)
+        self._thread.start()
+
+    def submit(self, job: e.PublishRun | e.SealRun) -> None:
+        """Have a job done."""
+        self._put(_PUBLISH if isinstance(job, e.PublishRun) else _SEAL, job)
+
+    def outcomes(self) -> list[e.Event]:
+        """What has come of jobs since the last call."""
+        found = []
+        while self._outcomes:
+            found.append(self._outcomes.popleft())
+        return found
+
+    def stop(self) -> None:
+        """Finish the jobs submitted and end the thread."""
+        self._put(_END, None)
+        self._thread.join()
+
+    def _put(self, priority: int, job: e.PublishRun | e.SealRun | None) -> None:
+        self._count += 1
+        self._jobs.put((priority, self._count, job))
+
+    def _work(self) -> None:
+        while True:
+            _, _, job = self._jobs.get()
+            if job is None:
+                return
+            self._outcomes.append(self._do(job))
+            self._wake()
+
+    def _do(self, job: e.PublishRun | e.SealRun) -> e.Event:
+        """The outcome of a job.  Whatever goes wrong is one, too: the thread must go on."""
+        started = time.monotonic()
+        if isinstance(job, e.SealRun):
+            try:
+                return e.Sealed(job.run_id, self._store.seal(job.path, job.file), "")
+            except Exception as error:
+                return e.Sealed(job.run_id, job.file, _say(error))
+        try:
+            file, problems = self._store.publish(job)
+        except Exception as error:
+            return e.PublishFailed(job.run.run_id, _say(error))
+        return e.Published(job.run.run_id, file, time.monotonic() - started, problems)
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,301 @@
+"""The hot path under everything that can come between two of its steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mle_client import messages as m
+from mle_client import wire
+from mle_client.errors import LoggerClosed
+from mle_client.producer import Producer
+from mle_client.ring import Ring, read_remains
+from tests.unit.client.test_wire import RUN
+
+
+class Stage:
+    """A producer whose `update` is called as user code calls it."""
+
+    def __init__(self, folder: Path, **bounds: int) -> None:
+        self.saves = 0
+        self.artifacts: list[Any] = []
+        self.lost: list[str] = []
+        self.ring = Ring(
+            str(folder / "ring"), str(folder / "spill"), m.ProducerId(b"p" * 16), {}, **bounds
+        )
+        self.update: Callable[..., None]
+        self.producer = Producer(
+            m.ProducerId(b"p" * 16),
+            self.ring,
+            RUN,
+            on_save=self._save,
+            on_artifacts=lambda *artifacts: self.artifacts.append(artifacts),
+            on_lost=self.lost.append,
+        )
+        self.producer.install(lambda update: setattr(self, "update", update))
+
+    def _save(self) -> None:
+        self.saves += 1
+
+    def records(self) -> list[wire.Record]:
+        stream = b"".join(bytes(view) for _, view in self.ring.pending(0))
+        return wire.StreamDecoder().decode(stream)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one key, in stream order."""
+        values: list[Any] = []
+        for block in self.records():
+            if isinstance(block, wire.Block):
+                names = [field.name for field in block.schema.fields]
+                if name in names:
+                    values += list(block.column(names.index(name)))
+        return values
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path)
+    yield stage
+    stage.ring.delete()
+
+
+def test_a_stream_begins_with_its_run(stage: Stage) -> None:
+    assert stage.records() == [RUN]
+
+
+def test_ticks_come_in_order_whatever_their_shape(stage: Stage) -> None:
+    for i in range(100):
+        stats: dict[str, Any] = {"i": i}
+        if i % 3 == 0:
+            stats["note"] = f"number {i}"
+        if i % 5 == 0:
+            stats["v"] = np.full(2, i)
+        stage.update({"step": i}, stats)
+    assert stage.column("i") == list(range(100))
+    assert stage.column("note") == [f"number {i}" for i in range(0, 100, 3)]
+
+
+def test_the_latest_shape_gets_a_writer_of_its_own(stage: Stage) -> None:
+    general = stage.update
+    stage.update({"step": 1}, {"loss": 1.0})
+    fast = stage.update
+    assert fast is not general
+    stage.update({"step": 1}, {"loss": 1.0})
+    assert stage.update is fast
+    stage.update({}, {"accuracy": 1.0})
+    stage.update({"step": 1}, {"loss": 1.0})
+    assert stage.update is fast
+
+
+def test_a_kept_reference_to_update_stays_good(stage: Stage) -> None:
+    stage.update({"step": 0}, {"loss": 0.0})
+    kept = stage.update
+    stage.update({}, {"other": 1})
+    for i in range(1, 20_000):  # through several segments
+        kept({"step": i}, {"loss": float(i)})
+    assert stage.column("step") == list(range(20_000))
+
+
+def test_segments_change_without_losing_a_tick(stage: Stage) -> None:
+    for i in range(20_000):
+        stage.update({"step": i}, {"loss": 0.5, "accuracy": 0.25})
+    assert len(stage.ring.segments) > 2
+    assert stage.column("step") == list(range(20_000))
+
+
+def test_threads_share_a_producer(stage: Stage) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work(number: int) -> None:
+        for i in range(2_000):
+            stats = {"who": number, "i": i} if i % 7 else {"who": number, "i": i, "text": "t"}
+            stage.update({}, stats)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    who, i = stage.column("who"), stage.column("i")
+    for number in range(4):
+        assert [b for a, b in zip(who, i, strict=True) if a == number] == list(range(2_000))
+
+
+def test_a_signal_handler_may_log_at_any_instant(stage: Stage) -> None:
+    logged = 0
+
+    def handler(number: int, frame: object) -> None:
+        nonlocal logged
+        stage.update({"step": -1}, {"loss": -1.0})
+        logged += 1
+
+    stage.update({"step": 0}, {"loss": 0.5})
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for i in range(1, 60_000):
+            stage.update({"step": i}, {"loss": 0.5})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    stage.producer.catch_up()
+    steps = stage.column("step")
+    assert logged > 20
+    assert [step for step in steps if step >= 0] == list(range(60_000))
+    assert steps.count(-1) == logged
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt is raised: between any two steps."""
+
+
+def test_an_exception_at_any_instant_loses_no_finished_tick(stage: Stage) -> None:
+    def handler(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handler)
+    finished, step, interruptions = [], 0, 0
+    try:
+        while interruptions < 300:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001)
+                while True:
+                    step += 1
+                    stage.update({"step": step}, {"loss": 0.5})
+                    finished.append(step)
+            except Interrupted:
+                interruptions += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    stored = stage.column("step")
+    assert set(finished) <= set(stored)
+    assert stored == sorted(set(stored))
+    # What is stored and not finished was interrupted behind the commit: one a time at the most.
+    assert len(stored) - len(finished) <= interruptions
+
+
+@pytest.mark.parametrize("bad", [{"x": object()}, {"x": 2**63}, {"loss": "text"}, {"loss": [1.0]}])
+def test_a_refused_tick_leaves_its_neighbours_unharmed(stage: Stage, bad: dict[str, Any]) -> None:
+    stage.update({"step": 1}, {"loss": 1.0})
+    with pytest.raises((TypeError, ValueError)):
+        stage.update({"step": 2}, bad)
+    stage.update({"step": 3}, {"loss": 3.0})
+    assert stage.column("step") == [1, 3]
+
+
+def test_an_int_out_of_range_in_a_known_shape_is_refused(stage: Stage) -> None:
+    stage.update({"step": 1}, {"loss": 1.0})
+    with pytest.raises(ValueError, match="64-bit"):
+        stage.update({"step": 2**63}, {"loss": 1.0})
+    stage.update({"step": 3}, {"loss": 1.0})
+    assert stage.column("step") == [1, 3]
+
+
+def test_a_key_keeps_its_shape_over_the_run(stage: Stage) -> None:
+    stage.update({}, {"v": np.zeros(3)})
+    with pytest.raises(ValueError, match="shape"):
+        stage.update({}, {"v": np.zeros(4)})
+    with pytest.raises(ValueError, match="shape"):
+        stage.update({"other": 1}, {"v": 1.0})
+
+
+def test_when_nothing_has_room_ticks_are_counted_and_the_stream_says_so(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, memory_bytes=2**18, spill_bytes=0)
+    for i in range(10_000):
+        stage.update({"step": i}, {"loss": 0.5})
+    lost = stage.producer.lost
+    assert lost > 0
+    assert len(stage.column("step")) == 10_000 - lost
+    assert stage.lost
+    stage.ring._memory_bytes = 2**20  # room again
+    stage.update({"step": 10_000}, {"loss": 0.5})
+    gaps = [record for record in stage.records() if isinstance(record, m.Gap)]
+    assert sum(gap.ticks for gap in gaps) == lost
+    assert stage.column("step")[-1] == 10_000
+    stage.ring.delete()
+
+
+def test_after_close_every_update_is_refused(stage: Stage) -> None:
+    stage.update({"step": 1}, {"loss": 1.0})
+    kept = stage.update
+    stage.producer.close()
+    for update in (kept, stage.update):
+        with pytest.raises(LoggerClosed):
+            update({"step": 2}, {"loss": 1.0})
+    assert isinstance(stage.records()[-1], m.End)
+    assert stage.column("step") == [1]
+
+
+def test_saving_and_artifacts_are_passed_on_after_the_tick(stage: Stage) -> None:
+    stage.update({"step": 1}, {"loss": 1.0}, save=True)
+    stage.update({"step": 2}, {"loss": 1.0}, save=True)
+    stage.update({"step": 3}, {"loss": 1.0}, "model", None, None, None, True)
+    assert stage.saves == 3
+    assert stage.artifacts == [("model", None, None, None)]
+    assert stage.column("step") == [1, 2, 3]
+
+
+def test_the_callers_dicts_are_neither_changed_nor_kept(stage: Stage) -> None:
+    clock, stats = {"num_updates": 5, "step": 1}, {"loss": 1.0}
+    for _ in range(3):
+        stage.update(clock, stats)
+        assert (clock, stats) == ({"num_updates": 5, "step": 1}, {"loss": 1.0})
+    stats["loss"] = 2.0
+    assert stage.column("loss") == [1.0] * 3
+
+
+def test_a_disabled_producer_forwards_to_its_successor(stage: Stage) -> None:
+    stage.update({"step": 1}, {"loss": 1.0})
+    kept = stage.update
+    forwarded: list[Any] = []
+    stage.producer.disable("forked")
+    stage.producer.forward = lambda *tick: forwarded.append(tick[0])
+    kept({"step": 2}, {"loss": 1.0})
+    assert forwarded == [{"step": 2}]
+
+
+def test_killed_at_any_instant_every_returned_tick_is_in_the_ring(tmp_path: Path) -> None:
+    for attempt in range(10):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:  # child: logs, and says after each tick that it returned
+            stage = Stage(folder)
+            i = 0
+            while True:
+                stage.update({"step": i}, {"loss": 0.5})
+                i += 1
+                if i % 50 == 0:
+                    os.write(write, i.to_bytes(8, "big"))
+        os.close(write)
+        said = 0
+        while said < 2_000 + 777 * attempt:
+            said = int.from_bytes(os.read(read, 8), "big")
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        while chunk := os.read(read, 8):
+            said = int.from_bytes(chunk, "big")
+        os.close(read)
+        stream = b"".join(part.payload for part in read_remains(str(folder / "ring"), str(folder / "spill")))
+        steps = [
+            step
+            for block in wire.StreamDecoder().decode(stream)
+            if isinstance(block, wire.Block)
+            for step in block.column(0)
+        ]
+        assert steps == list(range(len(steps)))
+        assert len(steps) >= said

@@ -1,0 +1,172 @@
+"""Segments: committed bytes survive the process, and nothing else is ever read back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mle_client import ring as rings
+from mle_client.messages import ProducerId
+from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES, Ring, RingFull
+
+PRODUCER = ProducerId(b"p" * 16)
+
+
+def make(folder: Path, **bounds: int) -> Ring:
+    folder.mkdir(exist_ok=True)
+    return Ring(str(folder / "ring"), str(folder / "spill"), PRODUCER, {"pid": 1}, **bounds)
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Ring]:
+    ring = make(tmp_path)
+    yield ring
+    ring.delete()
+
+
+def put(ring: Ring, record: bytes) -> None:
+    at = ring.active.end
+    if at + len(record) > ring.active.size:
+        ring.roll(len(record))
+        at = HEADER_BYTES
+    ring.active.buffer[at : at + len(record)] = record
+    ring.active.words[1] = at + len(record)
+
+
+def content(ring: Ring, position: int = 0) -> bytes:
+    return b"".join(bytes(view) for _, view in ring.pending(position))
+
+
+def test_records_come_back_from_any_position(ring: Ring) -> None:
+    put(ring, b"first")
+    put(ring, b"second")
+    assert content(ring) == b"firstsecond"
+    assert content(ring, 5) == b"second"
+    assert content(ring, 11) == b""
+    assert ring.head == 11
+
+
+def test_bytes_behind_the_committed_end_are_not_there(ring: Ring) -> None:
+    put(ring, b"whole")
+    end = ring.active.end
+    ring.active.buffer[end : end + 4] = b"half"
+    assert content(ring) == b"whole"
+
+
+def test_positions_go_on_across_segments(ring: Ring) -> None:
+    record = b"r" * 100_000
+    for _ in range(5):
+        put(ring, record)
+    assert len(ring.segments) == 3
+    assert [position for position, _ in ring.pending(0)] == [0, 200_000, 400_000]
+    assert content(ring, 150_000) == b"r" * 350_000
+
+
+def test_acknowledged_segments_are_written_to_again(ring: Ring) -> None:
+    for _ in range(20):
+        put(ring, b"r" * 100_000)
+        ring.release(ring.head)
+    assert ring.held_bytes <= 3 * SEGMENT_BYTES
+    put(ring, b"last")
+    assert content(ring, ring.head - 4) == b"last"
+
+
+def test_a_position_that_was_recycled_is_an_error(ring: Ring) -> None:
+    for _ in range(5):
+        put(ring, b"r" * 100_000)
+    ring.release(300_000)
+    with pytest.raises(LookupError):
+        list(ring.pending(0))
+
+
+def test_a_record_larger_than_a_segment_gets_one_of_its_own(ring: Ring) -> None:
+    put(ring, b"small")
+    put(ring, b"x" * (2 * SEGMENT_BYTES))
+    put(ring, b"small")
+    assert len(content(ring)) == 10 + 2 * SEGMENT_BYTES
+
+
+def test_past_the_memory_bound_segments_are_files_under_the_root(tmp_path: Path) -> None:
+    ring = make(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=SEGMENT_BYTES)
+    ring.roll(1)
+    assert [segment.spilled for segment in ring.segments] == [False, True]
+    assert len(os.listdir(tmp_path / "spill")) == 1
+    with pytest.raises(RingFull):
+        ring.roll(1)
+    put(ring, b"there is still room here")
+    ring.delete()
+    assert not (tmp_path / "spill").exists()
+    assert not (tmp_path / "ring").exists()
+
+
+def test_a_prepared_segment_is_the_next_one(ring: Ring) -> None:
+    put(ring, b"r" * (SEGMENT_BYTES * 3 // 4))
+    ring.prepare()
+    held = ring.held_bytes
+    ring.roll(1)
+    assert ring.held_bytes == held
+
+
+def test_nobody_takes_over_a_ring_whose_owner_lives(ring: Ring) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(rings.take_over, (ring.directory,)) is None
+        pool.close()
+        pool.join()
+
+
+def die_while_writing(folder: str, ready: object) -> None:
+    ring = make(Path(folder))
+    put(ring, b"kept")
+    put(ring, b"r" * SEGMENT_BYTES)
+    put(ring, b"also kept")
+    end = ring.active.end
+    ring.active.buffer[end : end + 7] = b"not yet"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_leaves_its_committed_records(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("spawn").Process(
+        target=die_while_writing, args=(str(tmp_path), None)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    lock = rings.take_over(str(tmp_path / "ring"))
+    assert lock is not None
+    os.close(lock)
+    remains = rings.read_remains(str(tmp_path / "ring"), str(tmp_path / "spill"))
+    assert b"".join(part.payload for part in remains) == b"kept" + b"r" * SEGMENT_BYTES + b"also kept"
+    assert [part.base for part in remains] == [0, 4, 4 + SEGMENT_BYTES]
+    assert {part.producer for part in remains} == {PRODUCER}
+
+
+def test_what_is_no_segment_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "1.seg").write_bytes(b"")
+    (tmp_path / "2.seg").write_bytes(b"x" * 100)
+    (tmp_path / "owner").write_bytes(b"{}")
+    assert rings.read_remains(str(tmp_path), str(tmp_path / "nowhere")) == []
+
+
+def test_a_ring_without_any_room_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no room"):
+        make(tmp_path, memory_bytes=0, spill_bytes=0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_in_a_child_forgetting_keeps_the_parents_files_and_lock(ring: Ring) -> None:
+    put(ring, b"mine")
+    pid = os.fork()
+    if pid == 0:
+        ring.forget()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert content(ring) == b"mine"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(rings.take_over, (ring.directory,)) is None
+        pool.close()
+        pool.join()

@@ -1,0 +1,219 @@
+"""What may be logged, what is refused and how, and the generated writer."""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import struct
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mle_client import messages as m
+from mle_client import ticks, wire
+
+
+class Color(enum.IntEnum):
+    RED = 3
+
+
+class FakeTensor:
+    """Looks like a torch tensor that requires a gradient."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def detach(self) -> Any:
+        return self
+
+    def cpu(self) -> Any:
+        return np.asarray(self.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "plain"),
+    [
+        (3, m.INT, 3),
+        (True, m.BOOL, True),
+        (0.5, m.FLOAT, 0.5),
+        (np.float32(0.1), m.FLOAT, float(np.float32(0.1))),
+        (np.uint64(2**63 - 1), m.INT, 2**63 - 1),
+        (np.bool_(False), m.BOOL, False),
+        (np.array(7), m.INT, 7),
+        (np.array(0.25, np.float32), m.FLOAT, 0.25),
+        (Color.RED, m.INT, 3),
+        (Fraction(1, 4), m.FLOAT, 0.25),
+        (Decimal("0.5"), m.FLOAT, 0.5),
+        ("text", m.TEXT, "text"),
+        (np.str_("text"), m.TEXT, "text"),
+        ([1, 2], m.Kind("<i8", (2,)), np.array([1, 2]).tobytes()),
+        ((0.5,), m.Kind("<f8", (1,)), np.array([0.5]).tobytes()),
+        (np.arange(2, dtype=">f4"), m.Kind("<f4", (2,)), np.arange(2, dtype="<f4").tobytes()),
+        (np.ones((2, 2))[:, ::2], m.Kind("<f8", (2, 1)), np.ones(2).tobytes()),
+        (FakeTensor(1.5), m.FLOAT, 1.5),
+        (FakeTensor([1.0, 2.0]), m.Kind("<f8", (2,)), np.array([1.0, 2.0]).tobytes()),
+    ],
+)
+def test_values_in_many_forms_are_taken(value: Any, kind: m.Kind, plain: Any) -> None:
+    described = ticks.describe({}, {"x": value})
+    assert described.stats == (m.Field("x", kind),)
+    assert described.values == (plain,)
+
+
+@pytest.mark.parametrize(
+    ("stats", "error", "advice"),
+    [
+        ({"x": None}, TypeError, "save_extra"),
+        ({"x": object()}, TypeError, "save_extra"),
+        ({"x": {"a": 1}}, TypeError, "save_extra"),
+        ({"x": 1j}, TypeError, "real and imaginary"),
+        ({"x": 2**63}, ValueError, "64-bit"),
+        ({"x": -(2**63) - 1}, ValueError, "64-bit"),
+        ({"x": [1, [2]]}, ValueError, "one shape"),
+        ({"x": ["a"]}, TypeError, "arrays of numbers"),
+        ({"x": np.array([object()])}, TypeError, "arrays of numbers"),
+        ({"x": "\ud800"}, ValueError, "surrogates"),
+        ({"x": "a" * (m.MAX_STRING_BYTES + 1)}, ValueError, "extra objects"),
+        ({"x": np.zeros(m.MAX_TICK_BYTES, np.uint8), "y": [1]}, ValueError, "extra objects"),
+        ({1: 1.0}, TypeError, "keys must be strings"),
+        ({"\ud800": 1.0}, ValueError, "surrogates"),
+        ({"k" * (m.MAX_KEY_BYTES + 1): 1.0}, ValueError, "longest"),
+        ({str(i): 0 for i in range(m.MAX_KEYS + 1)}, ValueError, "most"),
+        ([("x", 1)], TypeError, "two dicts"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_with_advice(
+    stats: Any, error: type[Exception], advice: str
+) -> None:
+    with pytest.raises(error, match=advice):
+        ticks.describe({}, stats)
+
+
+def test_clocks_that_every_tick_has_anyway_are_passed_over() -> None:
+    described = ticks.describe({"num_updates": 10, "time": 1, "epoch": 2}, {})
+    assert described.clock == (m.Field("epoch", m.INT),)
+
+
+def test_the_callers_dicts_are_left_alone() -> None:
+    clock, stats = {"a": 1}, {"b": np.zeros(2)}
+    ticks.describe(clock, stats)
+    assert list(clock) == ["a"]
+    assert list(stats) == ["b"]
+
+
+def test_numbers_share_a_key_and_nothing_else_does() -> None:
+    assert ticks.conflict(m.INT, m.FLOAT) == ""
+    assert ticks.conflict(m.Kind("<f4", (3,)), m.Kind("<f8", (3,))) == ""
+    assert "shape" in ticks.conflict(m.Kind("<f4", (3,)), m.Kind("<f4", (4,)))
+    assert "shape" in ticks.conflict(m.FLOAT, m.Kind("<f4", (3,)))
+    assert "text" in ticks.conflict(m.FLOAT, m.TEXT)
+
+
+class Bench:
+    """A generated writer over a small buffer."""
+
+    def __init__(self, clock: dict[str, Any], stats: dict[str, Any], room: int = 4096) -> None:
+        described = ticks.describe(clock, stats)
+        assert described.direct is not None
+        self.schema = m.Schema(0, described.clock, described.stats)
+        self.baton = [64]
+        self.missed: list[Any] = []
+        self.saves = 0
+        self.buffer = mmap.mmap(-1, room)
+        self.words = memoryview(self.buffer)[:64].cast("Q")
+        self.words[1] = 64
+        extra = [name for name in clock if name in ("time", "time_elapsed", "num_updates")]
+        hooks = ticks.Hooks(
+            self.baton.pop, self.baton.append, lambda: 1.5, self._miss, self._save
+        )
+        self.writer = ticks.compile_writer(self.schema, described.direct, extra, hooks)
+        size = ticks.tick_struct(self.schema).size
+        self.writer.bind(self.buffer, self.words, room - size)
+
+    def _miss(self, *tick: Any) -> None:
+        self.missed.append(tick)
+
+    def _save(self) -> None:
+        self.saves += 1
+
+    def written(self) -> list[list[Any]]:
+        decoder = wire.StreamDecoder({0: self.schema})
+        rows = []
+        for block in decoder.decode(self.buffer[64 : self.words[1]]):
+            assert isinstance(block, wire.Block)
+            columns = [block.column(i) for i in range(len(self.schema.fields))]
+            rows += [[column[i] for column in columns] for i in range(len(block))]
+        return rows
+
+
+def test_the_writer_writes_what_the_general_way_writes() -> None:
+    clock = {"step": 7, "num_updates": 1}
+    stats = {"f": 0.1, "b": True, "n": np.float32(2), "q": np.bool_(False), "v": np.arange(3.0)}
+    bench = Bench(clock, stats)
+    bench.writer.update(clock, stats)
+    described = ticks.describe(clock, stats)
+    assert bench.buffer[64 : bench.words[1]] == ticks.pack_fixed(
+        bench.schema, 1.5, described.values
+    )
+    assert not bench.missed
+
+
+@pytest.mark.parametrize(
+    ("clock", "stats", "rest"),
+    [
+        ({"step": 1}, {"loss": 1}, {}),  # another type
+        ({"step": 1}, {"loss": np.float64(1)}, {}),
+        ({"step": True}, {"loss": 1.0}, {}),
+        ({"step": 1}, {"loss": 1.0, "more": 1}, {}),
+        ({"step": 1}, {}, {}),
+        ({}, {"loss": 1.0}, {}),
+        ({"epoch": 1}, {"loss": 1.0}, {}),
+        ({"step": 2**63}, {"loss": 1.0}, {}),
+        (None, {"loss": 1.0}, {}),
+        ({"step": 1}, {"loss": 1.0}, {"model": object()}),
+        ({"step": 1}, {"loss": 1.0}, {"grads": object()}),
+    ],
+)
+def test_anything_unexpected_goes_the_general_way_and_writes_nothing(
+    clock: Any, stats: Any, rest: dict[str, Any]
+) -> None:
+    bench = Bench({"step": 1}, {"loss": 1.0})
+    bench.writer.update(clock, stats, **rest)
+    assert len(bench.missed) == 1
+    assert bench.words[1] == 64
+
+
+def test_a_full_segment_goes_the_general_way() -> None:
+    bench = Bench({"step": 1}, {"loss": 1.0}, room=64 + 2 * 40)
+    for step in range(3):
+        bench.writer.update({"step": step}, {"loss": 0.5})
+    assert [row[0] for row in bench.written()] + [tick[0]["step"] for tick in bench.missed] == [0, 1, 2]
+
+
+def test_saving_asks_once_after_the_tick_is_written() -> None:
+    bench = Bench({"step": 1}, {"loss": 1.0})
+    bench.writer.update({"step": 1}, {"loss": 1.0}, save=True)
+    assert (bench.saves, len(bench.written())) == (1, 1)
+
+
+def test_arrays_of_another_shape_or_type_go_the_general_way() -> None:
+    bench = Bench({}, {"v": np.zeros(3)})
+    for other in (np.zeros(4), np.zeros(3, np.float32), np.zeros((3, 1))):
+        bench.writer.update({}, {"v": other})
+    assert len(bench.missed) == 3
+
+
+def test_keys_that_look_like_code_are_only_keys() -> None:
+    name = "x'] = 1; raise SystemExit #\n\"\"\"\\"
+    bench = Bench({}, {name: 1.0})
+    bench.writer.update({}, {name: 2.0})
+    assert bench.written() == [[2.0]]
+
+
+def test_a_tick_is_as_long_as_its_struct_says() -> None:
+    schema = m.Schema(0, (m.Field("a", m.INT),), (m.Field("b", m.BOOL),))
+    assert ticks.tick_struct(schema).size == 9 + 8 + 9 + 1
+    assert isinstance(ticks.tick_struct(schema), struct.Struct)

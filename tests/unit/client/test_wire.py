@@ -1,0 +1,192 @@
+"""The codec: what goes in comes out, and bytes that are not ours give one documented error."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mle_client import messages as m
+from mle_client import ticks, wire
+from mle_client.errors import ProtocolError
+from tests.strategies import tick_sequences
+
+ID = m.ProducerId(b"p" * 16)
+LOSS = m.Schema(0, (m.Field("step", m.INT),), (m.Field("loss", m.FLOAT), m.Field("ok", m.BOOL)))
+NOTE = m.Schema(1, (), (m.Field("note", m.TEXT), m.Field("v", m.Kind("<f4", (2,)))))
+RUN = m.Run(
+    run_id=m.RunId(b"r" * 16), directory="/exp", experiment_dir="exp/", seed_id="seed_1",
+    eval_id="cfg", model_type="torch", start_time=1.5, config_name="cfg.yaml", config_file=b"a: 1",
+    config_text="{'a': 1}", config_json="", num_seeds=None, overwrite=False, pid=1, host="h",
+)  # fmt: skip
+MESSAGES = [
+    m.Hello(1, 5, "host"), m.Data(ID, 7, b"payload"), m.Save(ID), m.Flush(1, ID, 9),
+    m.Publish(2, "/exp"), m.AskStatus(3), m.Stop(4), m.Welcome(1, "id", "/exp", 4096),
+    m.Ack(ID, 1, 2, 3), m.Expect(ID, 4), m.Refused(m.NO_PRODUCER, "why"), m.Notice(ID, "what"),
+    m.Done(1, ""), m.Status(1, {"pid": 1}), m.Leaving(), m.Renamed(ID, "seed_1_dup2"),
+]  # fmt: skip
+
+
+def fixed(schema: m.Schema, *rows: tuple[object, ...]) -> bytes:
+    return b"".join(ticks.pack_fixed(schema, float(i), row) for i, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_comes_back_equal(message: m.Message) -> None:
+    assert wire.decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize("record", [RUN, LOSS, NOTE, m.Gap(3, "disk full"), m.End()])
+def test_a_record_comes_back_equal(record: m.Run) -> None:
+    assert wire.StreamDecoder().decode(wire.encode_record(record)) == [record]
+
+
+def test_a_fixed_tick_is_valid_msgpack() -> None:
+    packed = fixed(LOSS, (3, 0.5, True))
+    assert msgpack.unpackb(packed) == [0, 0.0, 3, 0.5, True]
+
+
+def test_alike_ticks_become_one_block_without_a_python_object_each() -> None:
+    count = 1000  # more than the decoder's first guess, so that its steps are joined
+    stream = wire.encode_record(LOSS) + fixed(LOSS, *((i, i / 2, i % 3 == 0) for i in range(count)))
+    _, block = wire.StreamDecoder().decode(stream)
+    assert isinstance(block, wire.FixedBlock)
+    assert len(block) == count
+    np.testing.assert_array_equal(block.column(0), np.arange(count))
+    np.testing.assert_array_equal(block.column(1), np.arange(count) / 2)
+    np.testing.assert_array_equal(block.column(2), np.arange(count) % 3 == 0)
+
+
+def test_ticks_of_several_schemas_keep_their_order() -> None:
+    text = wire.encode_text_tick(NOTE, 5.0, ["größe", np.array([1, 2], "<f4").tobytes()])
+    stream = b"".join(
+        [wire.encode_record(LOSS), wire.encode_record(NOTE), fixed(LOSS, (1, 1.0, True)), text,
+         text, fixed(LOSS, (2, 2.0, False), (3, 3.0, False))]
+    )  # fmt: skip
+    blocks = wire.StreamDecoder().decode(stream)[2:]
+    assert [len(block) for block in blocks if isinstance(block, wire.Block)] == [1, 2, 2]
+    assert isinstance(blocks[1], wire.TextBlock)
+    assert blocks[1].column(0) == ["größe", "größe"]
+    np.testing.assert_array_equal(blocks[1].column(1), np.array([[1, 2], [1, 2]], "<f4"))
+
+
+def test_a_schema_sent_in_an_earlier_piece_is_remembered() -> None:
+    decoder = wire.StreamDecoder()
+    decoder.decode(wire.encode_record(LOSS))
+    assert len(decoder.decode(fixed(LOSS, (1, 1.0, True)))) == 1
+
+
+def test_a_refused_piece_leaves_the_decoder_as_it_was() -> None:
+    decoder = wire.StreamDecoder()
+    with pytest.raises(ProtocolError):
+        decoder.decode(wire.encode_record(LOSS) + b"\xc1")
+    assert decoder.schemas == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        fixed(LOSS, (1, 1.0, True)),  # its schema was not sent
+        wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True))[:-1],
+        wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True))[:-1] + b"\x01",  # no bool
+        wire.encode_record(LOSS) + wire.encode_record(m.Schema(0, (), ())),
+        wire.encode_record(NOTE) + wire.encode_text_tick(NOTE, 1.0, [3, b"12345678"]),
+        wire.encode_record(NOTE) + wire.encode_text_tick(NOTE, 1.0, ["a", b"short"]),
+        msgpack.packb(["run", {}]),
+        msgpack.packb(["schema", 1, [["a", "i8", [1]]], []]),
+        msgpack.packb(["schema", 1, [["a", "O", []]], []]),
+        msgpack.packb(["schema", 1, [["a", "<f8", [2**40]]], []]),
+        msgpack.packb(["schema", 1, [["a", "i8", []], ["a", "i8", []]], []]),
+        msgpack.packb(["gap", -1, ""]),
+        msgpack.packb({"run": 1}),
+        msgpack.packb([1]),
+        b"\xc1",
+        b"\xdd\xff\xff\xff\xff",
+    ],
+)
+def test_bytes_that_are_no_records_are_refused(damage: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.StreamDecoder().decode(damage)
+
+
+def test_a_record_may_be_larger_than_the_decoder_looks_at_first() -> None:
+    gap = m.Gap(1, "x" * 100_000)
+    assert wire.StreamDecoder().decode(wire.encode_record(gap) * 2) == [gap, gap]
+
+
+@given(st.lists(st.binary(max_size=64), max_size=3))
+def test_any_frames_give_a_message_or_a_protocol_error(frames: list[bytes]) -> None:
+    try:
+        wire.decode(frames)
+    except ProtocolError:
+        pass
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary() | st.text(),
+        lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.text(), inner, max_size=3),
+    ),
+    st.binary(max_size=20),
+)
+def test_any_msgpack_value_gives_a_message_or_a_protocol_error(value: object, more: bytes) -> None:
+    try:
+        packed = msgpack.packb(value)
+    except ValueError:  # surrogates
+        return
+    for frames in ([packed], [packed, more]):
+        try:
+            wire.decode(frames)
+        except ProtocolError:
+            pass
+    try:
+        wire.StreamDecoder().decode(packed + more)
+    except ProtocolError:
+        pass
+
+
+@given(tick_sequences(), st.data())
+def test_any_change_of_a_stream_gives_records_or_a_protocol_error(
+    sequence: list[tuple[dict[str, object], dict[str, object]]], data: st.DataObject
+) -> None:
+    stream = bytearray(encode_sequence(sequence))
+    if stream:
+        at = data.draw(st.integers(0, len(stream) - 1))
+        stream[at] = data.draw(st.integers(0, 255))
+    try:
+        wire.StreamDecoder().decode(bytes(stream))
+    except ProtocolError:
+        pass
+
+
+def encode_sequence(sequence: list[tuple[dict[str, object], dict[str, object]]]) -> bytes:
+    """A stream of ticks, encoded in the general way."""
+    schemas: dict[object, m.Schema] = {}
+    parts = []
+    for clock, stats in sequence:
+        described = ticks.describe(clock, stats)
+        fields = (described.clock, described.stats)
+        if fields not in schemas:
+            schemas[fields] = m.Schema(len(schemas), *fields)
+            parts.append(wire.encode_record(schemas[fields]))
+        encode = ticks.pack_fixed if wire.has_fixed_layout(schemas[fields]) else wire.encode_text_tick
+        parts.append(encode(schemas[fields], 1.0, described.values))
+    return b"".join(parts)
+
+
+@given(tick_sequences())
+def test_every_tick_of_a_stream_comes_back_equal(
+    sequence: list[tuple[dict[str, object], dict[str, object]]],
+) -> None:
+    records = wire.StreamDecoder().decode(encode_sequence(sequence))
+    seen = []
+    for block in records:
+        if isinstance(block, wire.Block):
+            columns = [block.column(i) for i in range(len(block.schema.fields))]
+            seen += [[column[row] for column in columns] for row in range(len(block))]
+    for (clock, stats), values in zip(sequence, seen, strict=True):
+        sent = [value for key, value in clock.items() if key not in ("time",)] + [*stats.values()]
+        for expected, value in zip(sent, values, strict=True):
+            np.testing.assert_array_equal(np.asarray(value), np.asarray(expected))

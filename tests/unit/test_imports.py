@@ -1,0 +1,58 @@
+"""What importing the public names loads, seen from a fresh interpreter.
+
+`.importlinter` judges the import statements; this looks at what they do.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level packages that are loaded after a statement and were not before it."""
+    program = (
+        "import json, sys; before = set(sys.modules);"
+        f"exec({statement!r});"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return set(json.loads(done.stdout))
+
+
+HEAVY = {"h5py", "psutil", "matplotlib", "torch", "rich", "pandas", "wandb", "mle_daemon"}
+
+
+def test_the_package_alone_loads_nothing_else() -> None:
+    assert loaded_by("import mle_client").isdisjoint({"numpy", "zmq", "msgpack", *HEAVY})
+
+
+@pytest.mark.parametrize(
+    "statement", ["from mle_client import MLELogger", "import mle_client.logger"]
+)
+def test_the_logger_loads_nothing_heavy(statement: str) -> None:
+    loaded = loaded_by(statement)
+
+    assert "mle_client" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_a_reader_needs_no_daemon_code_and_no_plotting() -> None:
+    loaded = loaded_by("from mle_client import load_log; load_log")
+
+    assert loaded.isdisjoint({"mle_daemon", "matplotlib", "torch"})
+
+
+def test_every_public_name_can_be_imported() -> None:
+    names = (
+        "import mle_client;"
+        "assert set(mle_client.__all__) <= set(dir(mle_client));"
+        "[getattr(mle_client, name) for name in mle_client.__all__]"
+    )
+
+    assert "mle_client" in loaded_by(names)
