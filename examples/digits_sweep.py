@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -36,7 +37,7 @@ SEEDS = (1, 2, 3, 4)
 TICKS = 400  # steps of training, each logged
 FIGURE = ROOT / "learning_curves.png"
 
-REFRESH_S = 0.5  # of the progress on a terminal
+REFRESH_S = 1.0  # between two looks at the daemon
 LINE_EVERY_S = 2.0  # a line of progress where the output is no terminal
 
 
@@ -190,10 +191,10 @@ def read_back(config: Path) -> Curves:
     return Curves(config.stem, rate, expected, np.array(loss), np.array(accuracy))
 
 
-def print_table(sweep: list[Curves]) -> None:
+def print_table(results: list[Curves]) -> None:
     """Print the results at the end of training, mean ± standard deviation over the seeds."""
     print("\nconfig     learning rate  seeds  ticks a seed  test accuracy      test loss")
-    for curves in sweep:
+    for curves in results:
         seeds, ticks = curves.loss.shape
         accuracy, loss = curves.accuracy[:, -1], curves.loss[:, -1]
         print(
@@ -203,7 +204,7 @@ def print_table(sweep: list[Curves]) -> None:
         )
 
 
-def draw_curves(sweep: list[Curves]) -> None:
+def draw_curves(results: list[Curves]) -> None:
     """Save the test curves: a line for the mean over the seeds, a band from least to most."""
     import matplotlib as mpl
 
@@ -211,7 +212,7 @@ def draw_curves(sweep: list[Curves]) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for color, curves in zip(("#0072b2", "#d55e00"), sweep, strict=True):
+    for color, curves in zip(("#0072b2", "#d55e00"), results, strict=True):
         label = f"learning rate {curves.learning_rate}"
         for axes, values in ((left, curves.loss), (right, curves.accuracy)):
             low, high = values.min(axis=0), values.max(axis=0)
@@ -231,11 +232,12 @@ def draw_curves(sweep: list[Curves]) -> None:
     plt.close(figure)
 
 
-def main() -> int:
-    """Run the sweep; returns the exit status."""
+def sweep() -> int:
+    """Train all runs and judge what came of it; returns the exit status."""
     print(daemon("start").strip())
     try:
         processes = start_all()
+        print(f"{len(processes)} processes train; importing scikit-learn comes first", flush=True)
         watch(processes)
     finally:
         daemon("stop")  # returns when everything is on disk
@@ -244,15 +246,24 @@ def main() -> int:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     try:
-        sweep = [read_back(config) for config in CONFIGS]
+        results = [read_back(config) for config in CONFIGS]
     except ValueError as error:
         print(f"ticks are missing: {error}", file=sys.stderr)
         return 1
-    print_table(sweep)
-    draw_curves(sweep)
-    total = sum(curves.loss.size for curves in sweep)
+    print_table(results)
+    draw_curves(results)
+    total = sum(curves.loss.size for curves in results)
     print(f"\nall {total} ticks are there; learning curves: {FIGURE}")
     return 0
+
+
+def main() -> int:
+    """Run the sweep; returns the exit status."""
+    try:
+        return sweep()
+    except subprocess.CalledProcessError as error:
+        print(f"{shlex.join(error.cmd)} failed, as it says above", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":  # `spawn` imports this file again in every child

@@ -2,7 +2,7 @@
 
     from mle_client import MLELogger, load_log, load_meta_log, load_config
 
-The names are loaded when they are first used, so that logging does not load what only reading needs.
+The names are loaded when they are first used: logging does not load what only reading needs.
 """
 
 from __future__ import annotations

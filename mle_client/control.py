@@ -127,11 +127,16 @@ def stop(root: str, timeout: float = 60.0) -> str:
     return error
 
 
+# Called with a resolved path and seconds before anything under it is read: `logger` has the ticks
+# of this process sent, which a daemon asked to publish does not know of yet.
+BEFORE_READING: Final[list[Callable[[str, float], None]]] = []
+
+
 def publish_before_reading(path: str, timeout: float = 10.0) -> None:
     """Have the daemons that serve a path write out what they have of it.
 
-    Costs a few microseconds where there is none.  A daemon that cannot do it is no reason not to
-    read what is there: then a RuntimeWarning says so.
+    Costs 0.1 ms where there is none.  A daemon that cannot do it is no reason not to read what is
+    there: then a RuntimeWarning says so.
 
     Args:
         path: a log file or a folder; need not exist.
@@ -139,6 +144,8 @@ def publish_before_reading(path: str, timeout: float = 10.0) -> None:
     """
     deadline = time.monotonic() + timeout
     where = os.path.realpath(path)
+    for flush in BEFORE_READING:
+        flush(where, timeout)
     for daemon in _serving(where):
         # What a daemon of a folder below serves is named by its own root.
         inside = where if discovery.is_inside(where, daemon.root) else daemon.root

@@ -6,6 +6,7 @@ comes back is described in `metalog`, the mean over seeds in `aggregate`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -34,9 +35,9 @@ def load_log(
     """Load the runs of an experiment.
 
     Args:
-        experiment_dir: the folder, all of whose logs/*.hdf5 are read, or one log file.  Of a run
-            that is in two files, the one with more updates is taken, and of two that are equally
-            long the one in the file of its own.
+        experiment_dir: the folder, all of whose logs/*.hdf5 are read, or one log file.  Of a seed
+            that is in two files, such as a merged one and its own, the run that began later is
+            taken; of the same run, the copy with more updates; of equals, that in its own file.
         aggregate_seeds: whether to aggregate over seeds; see `aggregate`.
         reload_log: whether a single run without a seed is to be returned under its name as well.
         only: names of the statistics to read; the others are not read from disk.
@@ -85,7 +86,7 @@ def _read(path: str, only: set[str] | None) -> dict[RunKey, RunLog]:
         try:
             for file in _log_files(path):
                 for key, run in read_runs(file, only).items():
-                    if key not in runs or run.ticks >= runs[key].ticks:
+                    if key not in runs or _recency(run) >= _recency(runs[key]):
                         runs[key] = run
         except LogNotFound as error:
             if error.path == path:
@@ -93,6 +94,11 @@ def _read(path: str, only: set[str] | None) -> dict[RunKey, RunLog]:
             continue
         return runs
     raise LogNotFound(path, f"its files vanished while being read, {_ATTEMPTS} times: try again")
+
+
+def _recency(run: RunLog) -> tuple[float, int]:
+    """Orders runs of one name; the greater is the newer."""
+    return (-math.inf if run.start_time is None else run.start_time), run.ticks
 
 
 def _log_files(path: str) -> list[str]:

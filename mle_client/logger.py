@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import logging
 import numbers
 import os
 import secrets
@@ -17,18 +18,19 @@ import sys
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mle_client import configs, discovery, layout, runtime, wire
+from mle_client import configs, control, discovery, layout, runtime, wire
 from mle_client import messages as m
 from mle_client.errors import MLEError, NotSupported
 from mle_client.producer import Producer
 from mle_client.ring import Ring
 from mle_client.statslog import StatsLog
 from mle_client.transport import Channel, transport_for
+
+_LOG = logging.getLogger("mle_client")
 
 # At exit, for all loggers of the process together: long enough for a daemon that is being started
 # on a busy machine, short enough that nobody takes the program for hung.
@@ -133,12 +135,14 @@ class MLELogger:
         self.experiment_dir = _experiment_dir(experiment_dir, self.base_str)
         self.log_save_fname = layout.log_path(self.experiment_dir, self.seed_id)
         self.verbose = verbose
+        self.stats_log = StatsLog(self, time_to_track, what_to_track)
         self._sync = sync or os.environ.get("MLE_SYNC", "") not in ("", "0")
         self._on_error, self._strict = on_error, strict
         self._errors: list[MLEError] = []
         self._raise_next: MLEError | None = None
         self._report: Report | None = None
         self._closing = threading.Lock()
+        self._channel: Channel | None = None
         self._target = discovery.resolve(daemon, self.experiment_dir)
         os.makedirs(self.experiment_dir, exist_ok=True)
         config_name, config_file = _config_file(config_fname, config_dict)
@@ -161,10 +165,8 @@ class MLELogger:
             host=socket.gethostname(),
         )
         self._transport = transport_for(self._target)
-        self._channel: Channel | None = None
         self.update: Callable[..., None] = self._first_update
         self._open()
-        self.stats_log = StatsLog(self, time_to_track, what_to_track)
         _LOGGERS.add(self)
 
     # --- logging ------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ class MLELogger:
 
     def save(self) -> None:
         """Ask for the log file to be brought up to date; with `sync`, wait until it is."""
-        if self._channel is None:
+        if self._channel is None or self._report is not None:
             return
         if self._sync:
             if not self.flush(EXIT_TIMEOUT_S):
@@ -209,8 +211,10 @@ class MLELogger:
             Whether it is.  If not, the ticks are still kept; `errors()` may say what is wrong.
         """
         channel = self._channel
+        if self._report is not None:
+            return self._report.spilled == 0
         if channel is None:
-            return self._report is None or self._report.spilled == 0
+            return True
         channel.producer.catch_up()
         return self._transport.flush(channel, channel.producer.ring.head, timeout)
 
@@ -371,10 +375,13 @@ class MLELogger:
         if self._strict and self._channel is not None:
             self._raise_next = error
             self.update = self._raise
-        if self._on_error is not None:
-            self._on_error(error)
-        else:
-            warnings.warn(f"mle-daemon: {error}", RuntimeWarning, stacklevel=2)
+        try:
+            if self._on_error is not None:
+                self._on_error(error)
+            else:
+                warnings.warn(f"mle-daemon: {error}", RuntimeWarning, stacklevel=2)
+        except Exception:  # the sender's thread must outlive whatever a callback does
+            _LOG.exception("on_error failed, or warnings are errors; what it was about: %s", error)
 
     def _raise(self, *args: Any, **kwargs: Any) -> None:
         error, self._raise_next = self._raise_next, None
@@ -387,7 +394,9 @@ class MLELogger:
         """The time stamps of this stream's ticks that the daemon has not acknowledged."""
         decoder = wire.StreamDecoder(channel.producer.schemas)
         try:
-            pending = [bytes(view) for _, view in channel.producer.ring.pending(channel.session.acked)]
+            pending = [
+                bytes(view) for _, view in channel.producer.ring.pending(channel.session.acked)
+            ]
         except LookupError:  # acknowledged meanwhile
             return []
         records = [record for part in pending for record in decoder.decode(part)]
@@ -465,10 +474,22 @@ def _experiment_dir(base: object, config_name: str) -> str:
     return os.path.join(path, config_name) if config_name else path
 
 
-# --- the end of the process ------------------------------------------------------------------------
+# --- the end of the process ---------------------------------------------------------------------
 # Strong references: a logger that user code dropped still has ticks to deliver.
 _LOGGERS: set[MLELogger] = set()
 _registered_in: int = 0  # the process in which `close_all` is registered
+
+
+def _flush_before_reading(path: str, timeout: float) -> None:
+    """Bring what this process logged under a path into the files."""
+    folder = path.rstrip("/") + "/"
+    for logger in list(_LOGGERS):
+        stored = logger.stored_as()[0]
+        if stored == path or f"{stored}/".startswith(folder):
+            logger.flush(timeout)
+
+
+control.BEFORE_READING.append(_flush_before_reading)
 
 
 def close_all(timeout: float = EXIT_TIMEOUT_S) -> None:

@@ -237,7 +237,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """The run's seed is stored under another name, since another live run has the one it asked for."""
+    """The run's seed is stored under another name: another live run has the one it asked for."""
 
     producer: ProducerId
     seed_id: str

@@ -92,12 +92,14 @@ class RunLog(AttrDict):
         rows: {`layout.rows_name(group, key)`: shape (n,), the ticks at which the key was logged},
             for keys that not every tick has.
         state: "running", "finished" or "crashed"; None where the file does not say.
+        start_time: seconds since the epoch at which its clock "time_elapsed" is 0, or None.
     """
 
-    __slots__ = ("_rows", "_state")
+    __slots__ = ("_rows", "_start_time", "_state")
 
     _rows: dict[str, Rows]
     _state: str | None
+    _start_time: float | None
 
     def __init__(
         self,
@@ -107,15 +109,22 @@ class RunLog(AttrDict):
         *,
         rows: Mapping[str, Rows] | None = None,
         state: str | None = None,
+        start_time: float | None = None,
     ) -> None:
         super().__init__(meta=AttrDict(meta), stats=AttrDict(stats), time=AttrDict(time))
         self._rows = dict(rows or {})
         self._state = state
+        self._start_time = start_time
 
     @property
     def state(self) -> str | None:
         """State of the run: "running", "finished", "crashed"; None where the file does not say."""
         return self._state
+
+    @property
+    def start_time(self) -> float | None:
+        """When the run began, in seconds since the epoch; None where the file does not say."""
+        return self._start_time
 
     @property
     def ticks(self) -> int:

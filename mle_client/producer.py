@@ -244,7 +244,7 @@ class Producer:
 
     # --- code that holds the baton --------------------------------------------------------------
     def _write_tick(self, seconds: float, described: ticks.Described) -> m.Schema:
-        """Put a tick behind the others, after its schema if that is new; count it if there is no room.
+        """Put a tick behind the others, after its schema if that is new; count one without room.
 
         Raises:
             ValueError: the tick does not fit those before it; nothing was written.

@@ -24,6 +24,7 @@ RunKey: TypeAlias = tuple[str | None, str]
 
 # Text is read in blocks of so many bytes: mle-logging stores 5000 for every string.
 _TEXT_BLOCK_BYTES: Final = 4 * 2**20
+_ADVICE: Final = "restore it from a copy, or move it out of the folder"
 _GROUP_NAMES: Final = tuple(name.encode() for name in layout.GROUPS)
 
 
@@ -41,6 +42,7 @@ def read_runs(path: str, only: Collection[str] | None = None) -> dict[RunKey, Ru
     Raises:
         LogNotFound: there is no such file, or it went away meanwhile.
         LogDamaged: it is no log, or no longer.
+        OSError: the system refuses to open it, say for want of permission.
     """
     try:
         with _open(path) as file:
@@ -50,13 +52,12 @@ def read_runs(path: str, only: Collection[str] | None = None) -> dict[RunKey, Ru
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         if "Stale file handle" in str(error):  # how a network file system says "replaced"
             raise LogNotFound(path, "the file was replaced while it was read") from error
+        if isinstance(error, OSError) and error.errno:
+            raise  # the file itself may be good
         raise LogDamaged(path, f"not a readable HDF5 file ({error}); {_ADVICE}") from error
     if not runs:
         raise LogDamaged(path, f"an HDF5 file without a run in it; {_ADVICE}")
     return runs
-
-
-_ADVICE: Final = "restore it from a copy, or move it out of the folder"
 
 
 def _open(path: str) -> h5py.File:
@@ -103,13 +104,14 @@ def _read_run(group: h5g.GroupID, only: Collection[str] | None) -> RunLog:
     rows = {k: _numbers(d) for k, d in columns["meta"].items() if layout.is_rows_name(k)}
     meta = {k: d for k, d in columns["meta"].items() if k not in rows}
     chosen = {k: d for k, d in _named(columns["stats"]) if only is None or k in only}
-    state = _attribute(group, layout.STATE_ATTR)
+    state, start = _attribute(group, layout.STATE_ATTR), _attribute(group, layout.START_ATTR)
     return RunLog(
         {name: _meta_value(name, dataset) for name, dataset in _named(meta)},
         {name: _column(dataset) for name, dataset in chosen.items()},
         {name: _clock(name, dataset) for name, dataset in _named(columns["time"])},
         rows=rows,
         state=None if state is None else _as_text(state),
+        start_time=None if start is None else float(start),
     )
 
 
@@ -197,7 +199,7 @@ def _is_ascii(block: Array) -> bool:
 def _ascii(block: Array) -> Array:
     """Text of plain bytes, without the padding that every string of the block has."""
     padded = block.reshape(-1, 1).view(np.uint8)
-    used = padded.any(axis=0).nonzero()[0]
+    used = np.flatnonzero(padded.any(axis=0))
     width = int(used[-1]) + 1 if used.size else 1
     # What .astype(str) does, at a fortieth of its cost: numpy's text is a uint32 a character.
     return padded[:, :width].astype(np.uint32).view(f"U{width}").reshape(block.shape)

@@ -1,9 +1,9 @@
 """The memory-mapped segments that hold a producer's stream until the daemon has journaled it.
 
 One directory a producer, one file a segment.  The files survive the process: a daemon that finds
-the `owner` file unlocked reads the rest out of them.  While the process lives, segments are recycled
-as acknowledgements come in, so a producer needs one or two; when the daemon is away they add up, in
-shared memory first, then as files under the root (*spill*), up to a bound in bytes.
+the `owner` file unlocked reads the rest out of them.  While the process lives, segments are
+recycled as acknowledgements come in, so a producer needs one or two; when the daemon is away they
+add up, in shared memory first, then as files under the root (*spill*), up to a bound in bytes.
 
 It knows nothing of ticks, sockets or threads.  Its caller sees to it that only one thread appends.
 

@@ -153,8 +153,14 @@ class Transport:
 
     def wake(self) -> None:
         """End the thread's present wait."""
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"!")
+        # Under the lock, or the number might be another file's by the time it is written to.  Not
+        # for long: a signal handler may be here while its own thread has the lock.
+        if self._lock.acquire(timeout=_BUSY_WAIT_S):
+            try:
+                with contextlib.suppress(OSError):
+                    os.write(self._wake_write, b"!")
+            finally:
+                self._lock.release()
 
     @property
     def connected(self) -> bool:
@@ -183,9 +189,10 @@ class Transport:
             if self._context is not None:
                 self._context.term()
                 self._context = None
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            read, write = self._wake_read, self._wake_write
             self._wake_read = self._wake_write = -1
+            os.close(read)
+            os.close(write)
             self._thread = None
             return False
 
@@ -362,7 +369,9 @@ class Transport:
         if text == self._last_error:
             return
         self._last_error = text
-        known = error if isinstance(error, MLEError) else MLEError(f"{type(error).__name__}: {error}")
+        known = (
+            error if isinstance(error, MLEError) else MLEError(f"{type(error).__name__}: {error}")
+        )
         for channel in tuple(self._channels.values()):
             channel.on_error(known)
 

@@ -250,9 +250,7 @@ class StreamDecoder:
         self.schemas = known
         return records
 
-    def _next(
-        self, data: memoryview, at: int, known: Mapping[int, m.Schema]
-    ) -> tuple[int, Record]:
+    def _next(self, data: memoryview, at: int, known: Mapping[int, m.Schema]) -> tuple[int, Record]:
         """The record at `at` (of ticks: as many as are alike) and where the next begins."""
         start = data[at : at + HEAD_BYTES]
         if len(start) < HEAD_BYTES or start[0] != 0xDC or start[3] != _TICK_MARK:

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mle_client import control, layout
-from mle_client import messages as m
+from mle_client import layout
 from mle_client.endpoint import Endpoint
 from mle_client.errors import DaemonStartFailed, LogNotFound, MLEError
 from mle_daemon import __version__, launch
@@ -98,12 +97,16 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from mle_client import control  # loads numpy, which `start` need not wait for
+
     report = control.status(_existing(options.root), options.timeout)
     print(json.dumps(report) if options.json else _describe(report))
     return EXIT_OK
 
 
 def _stop(options: argparse.Namespace) -> int:
+    from mle_client import control
+
     root = _existing(options.root)
     problem = control.stop(root, options.timeout)
     if problem:
@@ -119,10 +122,12 @@ def _version(options: argparse.Namespace) -> int:
     import h5py
     import zmq
 
+    from mle_client.messages import PROTOCOL_VERSION
+
     versions = {
         "mle-daemon": __version__,
         "file format": layout.FILE_FORMAT,
-        "wire protocol": m.PROTOCOL_VERSION,
+        "wire protocol": PROTOCOL_VERSION,
         "h5py": h5py.version.version,
         "HDF5": h5py.version.hdf5_version,
         "libzmq": zmq.zmq_version(),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -55,6 +55,7 @@ class Column:
         shape: of one value, () for scalars.
         length: values stored.
         dense: whether every row of the run has a value.
+        sealed: it lies in the form of a finished log, in which it cannot grow.
     """
 
     group: str
@@ -63,6 +64,7 @@ class Column:
     shape: tuple[int, ...]
     length: int
     dense: bool
+    sealed: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -311,9 +313,7 @@ def _row_numbers(before: Column | None, dense: bool, rows: Rows) -> Rows | None:
 
 def _plan_absence(before: Column) -> Append:
     """What a column gains that had every row so far, and none of the new ones."""
-    after = Column(
-        before.group, before.name, before.dtype, before.shape, before.length, dense=False
-    )
+    after = replace(before, dense=False)
     nothing = np.empty((0, *before.shape), numpy_dtype(before.dtype))
     return Append(before, after, nothing, np.arange(before.length, dtype=np.int64))
 

@@ -30,6 +30,9 @@ from mle_daemon.schedule import publish_at
 # cannot be seen from here.
 _ENDED_KEPT: Final = 10_000
 _RETRY_OPEN_S: Final = 2.0
+# A run whose file name another run has waits so long for that one to end: a trainer that was killed
+# and started again comes before the daemon has noticed, at its next look at the rings.
+_NAME_WAIT_S: Final = 3.0
 
 
 class Core:
@@ -52,8 +55,10 @@ class Core:
         self._ended: OrderedDict[m.ProducerId, Stream] = OrderedDict()
         self._staged: list[tuple[e.Client, Piece]] = []
         self._segments: OrderedDict[int, dict[m.ProducerId, int]] = OrderedDict()
-        self._open_again: dict[m.RunId, float] = {}
-        self._publish_waiters: list[tuple[e.Client, int, dict[m.RunId, dict[m.ProducerId, int]]]] = []
+        self._open_at: dict[m.RunId, float] = {}  # runs that are not open, and when they are to be
+        self._publish_waiters: list[
+            tuple[e.Client, int, dict[m.RunId, dict[m.ProducerId, int]]]
+        ] = []
         self._late_flushes: list[tuple[e.Client, int, m.ProducerId, int]] = []
         self._heard: dict[e.Client, float] = {}
         self._out: list[e.Instruction] = []
@@ -106,7 +111,7 @@ class Core:
             for run in self.runs.values()
             if run.opened and run.dirty and not run.publishing and not run.sealing
         ]
-        return min([*times, *self._open_again.values()], default=float("inf"))
+        return min([*times, *map(self._opening_at, self._open_at)], default=float("inf"))
 
     @property
     def tail_bytes(self) -> int:
@@ -206,9 +211,7 @@ class Core:
                 raise ProtocolError(why)
             self._streams[stream.producer] = stream
 
-    def _flush(
-        self, client: e.Client, token: int, producer: m.ProducerId, position: int
-    ) -> None:
+    def _flush(self, client: e.Client, token: int, producer: m.ProducerId, position: int) -> None:
         run = self._run(producer)
         if run is None or producer not in run.members:
             known = producer in self._ended or producer in self._streams
@@ -223,7 +226,7 @@ class Core:
         """A reader wants what was journaled by now."""
         wanted: dict[m.RunId, dict[m.ProducerId, int]] = {}
         for run_id, run in self.runs.items():
-            if run.opened and _is_under(run, path):
+            if _is_under(run, path):
                 wanted[run_id] = {p: self._streams[p].position for p in run.members}
                 run.wanted_now = run.wanted_now or run.dirty
         self._publish_waiters.append((client, token, wanted))
@@ -260,28 +263,53 @@ class Core:
         self._segments.setdefault(segment, {})[piece.producer] = piece.end
         first = piece.records[0]
         if isinstance(first, m.Run):
-            self._enter(first, piece.producer)
+            self._enter(first, piece.producer, now)
         run = self.runs[self._run_of[piece.producer]]
         run.join(piece.producer, client)
         run.add(piece, now)
 
-    def _enter(self, run: m.Run, producer: m.ProducerId) -> None:
+    def _enter(self, run: m.Run, producer: m.ProducerId, now: float) -> None:
         """A stream belongs to a run, perhaps to a new one."""
         self._run_of[producer] = run.run_id
-        if run.run_id in self.runs:
-            return
-        seed_id, path = self._free_name(run)
-        self.runs[run.run_id] = RunState(run, seed_id, path)
-        self._out.append(e.OpenRun(run, seed_id, path))
-        if not self._replaying:
-            self._out.append(e.AppendJournal((self._state_record([run.run_id]),)))
+        if run.run_id not in self.runs:
+            path = layout.log_path(run.directory, run.seed_id)
+            self.runs[run.run_id] = RunState(run, run.seed_id, path)
+            self._open_at[run.run_id] = now
+
+    def _open_runs(self, now: float) -> None:
+        """Open the runs whose file nobody else writes; give another name to who waited too long."""
+        for run_id in list(self._open_at):
+            if self._opening_at(run_id) > now:
+                continue
+            run = self.runs[run_id]
+            del self._open_at[run_id]
+            if self._holder(run_id, run.path) is not None:
+                run.seed_id, run.path = self._free_name(run.run)
+                self._out.append(e.AppendJournal((self._state_record([run_id]),)))
+            self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
+
+    def _opening_at(self, run_id: m.RunId) -> float:
+        """When to open a run; infinity where it waits for another to be sealed."""
+        other = self._holder(run_id, self.runs[run_id].path)
+        if other is None:
+            return self._open_at[run_id]
+        return self._open_at[run_id] + _NAME_WAIT_S if other.status == RUNNING else float("inf")
+
+    def _holder(self, run_id: m.RunId, path: str) -> RunState | None:
+        """The run that came before this one and still writes its file."""
+        for other_id, other in self.runs.items():
+            if other_id == run_id:
+                return None
+            if other.path == path:
+                return other
+        return None
 
     def _free_name(self, run: m.Run) -> tuple[str, str]:
-        """The seed's name and file of a run; another name while a live run has that one."""
+        """A name for a seed, and its file, that no run has."""
         taken = {other.path for other in self.runs.values()}
-        number = 1
+        number = 2
         while True:
-            seed_id = run.seed_id if number == 1 else f"{run.seed_id}_dup{number}"
+            seed_id = f"{run.seed_id}_dup{number}"
             path = layout.log_path(run.directory, seed_id)
             if path not in taken:
                 return seed_id, path
@@ -304,7 +332,7 @@ class Core:
         try:
             body, payload = wire.split_record(record)
             if body[0] == state.NAME:
-                self._restore(state.decode(body), segment)
+                self._restore(state.decode(body), now)
                 return
             message = wire.decode([record[: len(record) - len(payload)], payload])
         except ProtocolError as error:
@@ -319,14 +347,15 @@ class Core:
             _, piece = self._staged.pop()
             self._commit(segment, e.NOBODY, piece, now)
 
-    def _restore(self, saved: state.Saved, segment: int) -> None:
+    def _restore(self, saved: state.Saved, now: float) -> None:
         """Take over the runs and streams of a state record, but for those known already."""
         for run in saved.runs:
-            if run.run.run_id in self.runs:
+            if known := self.runs.get(run.run.run_id):
+                known.seed_id, known.path = run.seed_id, run.path
                 continue
             restored = RunState(run.run, run.seed_id, run.path, lost=run.lost)
             self.runs[run.run.run_id] = restored
-            self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
+            self._open_at[run.run.run_id] = now
         for stream in saved.streams:
             if stream.producer in self._streams or stream.producer in self._ended:
                 continue
@@ -377,11 +406,8 @@ class Core:
         self._segments[number] = {}
 
     # --- files --------------------------------------------------------------------------------
-    def _run_opened(
-        self, run_id: m.RunId, file: FileState | None, note: str, now: float
-    ) -> None:
+    def _run_opened(self, run_id: m.RunId, file: FileState | None, note: str, now: float) -> None:
         run = self.runs[run_id]
-        self._open_again.pop(run_id, None)
         run.opened_with(file, now)
         run.error = ""
         if note:
@@ -403,7 +429,7 @@ class Core:
         run.error = error
         self._answer_failed(run, error)
         if not final:
-            self._open_again[run_id] = now + _RETRY_OPEN_S
+            self._open_at[run_id] = now + _RETRY_OPEN_S
             return
         for producer, member in run.members.items():
             if member.client is not None:
@@ -451,7 +477,8 @@ class Core:
     def _retire(self, run_id: m.RunId, now: float) -> None:
         """Keep no more of a run than a line of the status report."""
         run = self.runs.pop(run_id)
-        self._open_again.pop(run_id, None)
+        self._log("info", f"{run.path} is complete: {run.status}")
+        self._open_at.pop(run_id, None)
         positions = {p: self._streams[p].position for p in run.members}
         self.recent[run_id] = run.report(positions, now)
         while len(self.recent) > self.config.recent_runs:
@@ -486,10 +513,8 @@ class Core:
 
     # --- what is due --------------------------------------------------------------------------
     def _schedule(self, now: float) -> None:
+        self._open_runs(now)
         for run_id, run in list(self.runs.items()):
-            if self._open_again.get(run_id, float("inf")) <= now:
-                self._open_again[run_id] = float("inf")
-                self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
             if not run.opened or run.publishing or run.sealing:
                 continue
             if run.dirty:

@@ -1,7 +1,7 @@
 """The daemon's loop: delivers events to `core` and carries out what it answers.
 
-One thread for the loop, one that writes log files (`workers`), one that syncs the journal.  The loop
-itself waits for nothing but its socket and the journal's write.
+One thread for the loop, one that writes log files (`workers`), one that syncs the journal.  The
+loop itself waits for nothing but its socket and the journal's write.
 """
 
 from __future__ import annotations
@@ -275,6 +275,7 @@ class Daemon:
                 self._deliver(e.Received(e.NOBODY, data))
                 self._flush_journal()
         if self._core.position(producer) >= end:
+            _LOG.info("the process of stream %s is gone; its ring is drained", producer.hex())
             self._deliver(e.ProducerGone(producer))
             ring.remove()
         elif producer not in self._stuck and not self._core.degraded:

@@ -229,7 +229,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """All is on disk: end the process.  Args: asked: a user said so, and nobody is to restart it."""
+    """All is on disk: end the process.  Args: asked: a user said so; nobody is to restart it."""
 
     asked: bool
 

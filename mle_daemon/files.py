@@ -148,6 +148,12 @@ def is_inside(path: str, root: str) -> bool:
     return os.path.commonpath([os.path.realpath(path), root]) == root
 
 
+def has_content(path: str, data: bytes) -> bool:
+    """Whether a file holds just these bytes."""
+    with open(path, "rb") as file:
+        return file.read(len(data) + 1) == data
+
+
 def remove(path: str) -> None:
     """Remove a file if it is there."""
     with suppress(FileNotFoundError):

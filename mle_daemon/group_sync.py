@@ -57,11 +57,7 @@ class GroupSync:
             self._asked = True
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: (
-                    self._journal.synced >= target
-                    or self._failures != failures
-                    or self._ended
-                ),
+                lambda: self._journal.synced >= target or self._failures != failures or self._ended,
                 timeout,
             )
         return self._journal.synced >= target

@@ -14,6 +14,7 @@ Files are given open; it knows no paths and decides nothing about them.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Final
 
 import h5py
@@ -36,11 +37,11 @@ from mle_daemon.h5file import (
     set_text,
     write_rows,
 )
-from mle_daemon.values import REFERENCE_BYTES, Dtype, Text, numpy_dtype
+from mle_daemon.values import REFERENCE_BYTES, Dtype, Text, convert, numpy_dtype
 
 # Chunks grow with the column, to 1/8 of it at most: a short run wastes little, and the index of a
-# column stays a single node up to a million numbers.  A column is stored again, in larger chunks,
-# each time it has grown eightfold, up to 2 MiB: that costs an eighth of what was written since.
+# column stays a single node up to a million numbers.  At 32 KiB, 256 KiB and 2 MiB a column is
+# stored again in larger chunks: averaged over a run, a number is written twice at the most.
 CHUNK_BYTES: Final = (512, 4096, 32 * 1024, 256 * 1024)
 CHUNK_SHARE: Final = 8
 SEALED_CHUNK_ROWS: Final = 16_384
@@ -107,10 +108,11 @@ def _growth(change: Append) -> int:
     total = values.nbytes + 2 * _chunk_rows(after) * after.row_bytes + _DATASET_BYTES
     if values.dtype.hasobject:
         total += sum(len(value) + REFERENCE_BYTES for value in values)
-    moved = before is not None and (
-        before.dtype != after.dtype or _chunk_rows(before) != _chunk_rows(after)
-    )
-    return total + (before.length * after.row_bytes if before is not None and moved else 0)
+    if before is not None and (
+        before.sealed or before.dtype != after.dtype or _chunk_rows(before) != _chunk_rows(after)
+    ):
+        total += before.length * after.row_bytes
+    return total
 
 
 def _rows_append(change: Append) -> Append:
@@ -120,8 +122,10 @@ def _rows_append(change: Append) -> Append:
     name = layout.rows_name(after.group, after.name)
     column = Column("meta", name, rows.dtype, (), after.length, dense=True)
     stored = after.length - len(rows)
-    before = Column("meta", name, rows.dtype, (), stored, dense=True) if stored else None
-    return Append(before, column, rows, None)
+    if not stored:
+        return Append(None, column, rows, None)
+    sealed = change.before is not None and change.before.sealed
+    return Append(replace(column, length=stored, sealed=sealed), column, rows, None)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def _extend(group: Id, name: str, change: Append) -> None:
         dataset = _create_column(group, name, after)
     else:
         dataset = h5d.open(group, name.encode())
-        if not _same_type(before.dtype, after.dtype) or _is_cramped(dataset, after):
+        if before.sealed or _is_other(before.dtype, after.dtype) or _is_cramped(dataset, after):
             dataset = _store_again(group, name, dataset, before, after)
     stored = before.length if before else 0
     append_rows(dataset, stored, change.values, memory_type(after.dtype))
@@ -146,24 +150,20 @@ def _store_again(group: Id, name: str, old: Id, before: Column, after: Column) -
     new = _create_column(group, name, after)
     to = numpy_dtype(after.dtype)
     for at, values in read_blocks(old, numpy_dtype(before.dtype), memory_type(before.dtype)):
-        append_rows(new, at, np.ascontiguousarray(values.astype(to)), memory_type(after.dtype))
+        append_rows(new, at, convert(values, to), memory_type(after.dtype))
     return new
 
 
-def _same_type(one: Dtype, other: Dtype) -> bool:
-    """Whether values of both lie in the same bytes."""
-    same_kind = isinstance(one, Text) == isinstance(other, Text)
-    return same_kind and numpy_dtype(one) == numpy_dtype(other)
+def _is_other(one: Dtype, other: Dtype) -> bool:
+    """Whether a dataset of one type cannot take values of the other as they are."""
+    return isinstance(one, Text) != isinstance(other, Text) or numpy_dtype(one) != numpy_dtype(
+        other
+    )
 
 
 def _is_cramped(dataset: Id, after: Column) -> bool:
-    """Whether a column has outgrown its chunks, or was sealed, which is no form to grow in."""
-    properties = dataset.get_create_plist()
-    return bool(
-        properties.get_layout() != h5d.CHUNKED
-        or properties.get_nfilters()
-        or properties.get_chunk()[0] < _chunk_rows(after)
-    )
+    """Whether a column has outgrown its chunks."""
+    return bool(dataset.get_create_plist().get_chunk()[0] < _chunk_rows(after))
 
 
 def _chunk_rows(column: Column) -> int:

@@ -336,4 +336,5 @@ def _column(group: str, name: str, dataset: H5File, dense: bool) -> Column:
     dtype: Dtype = dataset.dtype
     if text is not None and text.encoding == "utf-8":
         dtype = Text(text.length or 0, layout.STRING_ATTR in dataset.attrs)
-    return Column(group, name, dtype, tuple(shape), length, dense)
+    sealed = dataset.chunks is None or dataset.compression is not None
+    return Column(group, name, dtype, tuple(shape), length, dense, sealed)

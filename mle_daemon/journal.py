@@ -40,7 +40,7 @@ class JournalWriteError(MLEError):
     Args:
         path: of the segment.
         errno: of the operating system.
-        needed: bytes that were to be written or synced.
+        needed: bytes that were to be written or synced; 0 where a file was to be deleted.
     """
 
     def __init__(self, path: str, errno: int, needed: int) -> None:
@@ -50,8 +50,9 @@ class JournalWriteError(MLEError):
         self.needed = needed
 
     def __str__(self) -> str:
+        waiting = f", {self.needed} bytes are waiting" if self.needed else ""
         return (
-            f"{self.path}: {os.strerror(self.errno)}, {self.needed} bytes are waiting; "
+            f"{self.path}: {os.strerror(self.errno)}{waiting}; "
             "make room on that disk or repair it, the journal goes on by itself"
         )
 
@@ -140,9 +141,9 @@ class Journal:
 
     @property
     def dirty(self) -> bool:
-        """Whether a sync has anything to do."""
+        """Whether a sync would bring anything to disk."""
         with self._lock:
-            return any(segment.can_sync or segment.dropped for segment in self._segments)
+            return any(segment.can_sync for segment in self._segments)
 
     def segments(self) -> list[SegmentFile]:
         """All segments in the folder, those of earlier starts too, oldest first."""
@@ -211,7 +212,7 @@ class Journal:
             raise _write_error(path, error, 0) from error
         with self._lock:
             for segment in self._segments:
-                segment.dropped |= segment.number == number  # the next sync closes it
+                segment.dropped |= segment.number == number
 
     def sync(self) -> JournalPosition:
         """Bring all to disk that was appended before this call.

@@ -5,15 +5,18 @@ The same, as a page with examples: `docs/journal-format.md`.  All numbers are li
 
     segment   header, then frames one after another up to the end of the file
     header    "MLEJRNL"  u8 version  u32 segment number  u32 crc32 of the 12 bytes before
-    frame     u32 length  u32 crc  payload of `length` bytes; a length of 0 is no frame
-    crc       crc32 over u32 segment number, u64 offset of the frame, u32 length, payload
+    frame     u32 length  u32 place  u32 crc  payload of `length` bytes; 0 is no length
+    place     crc32 over u32 segment number, u64 offset of the frame, u32 length
+    crc       crc32 over the payload
 
-The crc says where a frame belongs, so a frame that lies inside a payload (somebody logs a journal)
-or comes from another file is never taken for a record, wherever the search for one begins.
+`place` makes the head of a frame sure without its payload: a length that cannot be trusted is never
+followed, the next frame is found without reading what false lengths would cover, and a frame that
+lies inside a payload (somebody logs a journal) or comes from another file is no frame.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from collections.abc import Sequence
@@ -25,23 +28,22 @@ import numpy.typing as npt
 
 VERSION: Final = 1
 MAGIC: Final = b"MLEJRNL"
-MAX_RECORD_BYTES: Final = 256 * 2**20  # a message is at most 32 MiB; a daemon's own state is small
+MAX_RECORD_BYTES: Final = 2**30  # a message has at most 32 MiB; a daemon's state may be larger
 
 _HEADER: Final = struct.Struct("<7sBI")
 _CRC: Final = struct.Struct("<I")
-_FRAME: Final = struct.Struct("<II")
+_FRAME: Final = struct.Struct("<III")
 _PLACE: Final = struct.Struct("<IQI")
+_PLACE_DTYPE: Final = np.dtype([("number", "<u4"), ("offset", "<u8"), ("length", "<u4")])
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 FRAME_BYTES: Final = _FRAME.size
 
-# Places looked at together in a search.  Small first: the next frame is mostly near.
-_FIRST_WINDOW_BYTES: Final = 4 * 1024
-_LAST_WINDOW_BYTES: Final = 256 * 1024
-_MARK_BYTES: Final = 1024  # between two known checksums: at most so much is read for one more
+# Offsets that a search looks at together.  Few at first: the next frame is mostly near.
+_FIRST_WINDOW_BYTES: Final = 4 * 2**10
+_LAST_WINDOW_BYTES: Final = 2**20
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Span: TypeAlias = tuple[int, int]  # offset of a payload in the segment, its length in bytes
-Checksums: TypeAlias = npt.NDArray[np.uint32]
 Verdict: TypeAlias = Literal["clean", "torn", "damaged", "foreign"]
 
 
@@ -72,12 +74,12 @@ def header(number: int) -> bytes:
 
 
 def frame_header(parts: Sequence[Buffer], number: int, offset: int) -> bytes:
-    """The 8 bytes that go before a record.
+    """The 12 bytes that go before a record.
 
     Args:
         parts: the record in pieces, contiguous each; they are read, not joined.
         number: of the segment.
-        offset: in bytes, of these 8 bytes in the segment.
+        offset: in bytes, of these 12 bytes in the segment.
 
     Raises:
         ValueError: no journal can hold the record, because it is empty or too long.
@@ -87,21 +89,16 @@ def frame_header(parts: Sequence[Buffer], number: int, offset: int) -> bytes:
         length += len(part) if type(part) is bytes else memoryview(part).nbytes
     if not 0 < length <= MAX_RECORD_BYTES:
         raise ValueError(f"a record has 1 to {MAX_RECORD_BYTES} bytes, not {length}; split it")
-    crc = _first_crc(number, offset, length)
+    crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
-    return _FRAME.pack(length, crc)
+    return _FRAME.pack(length, zlib.crc32(_PLACE.pack(number, offset, length)), crc)
 
 
 def frame_bytes(head: bytes) -> int:
-    """The length of a whole frame, of which the first 8 bytes are given."""
-    length: int = _FRAME.unpack(head)[0]
+    """The length of a whole frame, of which the first 12 bytes are given."""
+    length: int = _FRAME.unpack_from(head)[0]
     return FRAME_BYTES + length
-
-
-def _first_crc(number: int, offset: int, length: int) -> int:
-    """The crc of a frame before its payload."""
-    return zlib.crc32(_PLACE.pack(number, offset, length))
 
 
 def _sealed(fields: bytes) -> bytes:
@@ -121,15 +118,17 @@ def scan(data: Buffer, number: int) -> ScanResult:
     whole = first == header(number)
     if not whole and not _may_be_ours(view, first, number):
         return ScanResult((), (), 0, "foreign", _why_foreign(first))
-    frames, end = _walk(view, number, HEADER_BYTES) if whole else ([], 0)
+    spans, good, end = _find_frames(view, number)
+    if not whole:
+        good, end = 0, 0
+    frames, after = tuple(spans[:good]), tuple(spans[good:])
     if whole and end == len(view):
-        return ScanResult(tuple(frames), (), end, "clean")
-    after = _salvage(view, number, max(end, HEADER_BYTES))
-    if not after:
-        torn = f"its last {len(view) - end} bytes are an unfinished write"
-        return ScanResult(tuple(frames), (), end, "torn", torn if end else "it was never begun")
-    hole = f"bytes {end} to {after[0][0] - FRAME_BYTES} are damaged, records follow"
-    return ScanResult(tuple(frames), tuple(after), end, "damaged", hole)
+        return ScanResult(frames, (), end, "clean")
+    if after:
+        hole = f"bytes {end} to {after[0][0] - FRAME_BYTES} are damaged, records follow"
+        return ScanResult(frames, after, end, "damaged", hole)
+    torn = f"its last {len(view) - end} bytes are an unfinished write"
+    return ScanResult(frames, (), end, "torn", torn if end else "it was never begun")
 
 
 def _may_be_ours(view: memoryview, first: bytes, number: int) -> bool:
@@ -141,7 +140,7 @@ def _may_be_ours(view: memoryview, first: bytes, number: int) -> bool:
     if header(number).startswith(first) or not any(first):
         return True
     told_otherwise = first[:7] == MAGIC and first == _sealed(first[: _HEADER.size])
-    return not told_otherwise and bool(_walk(view, number, HEADER_BYTES)[0])
+    return not told_otherwise and _begins_frame(view, number, HEADER_BYTES)
 
 
 def _why_foreign(first: bytes) -> str:
@@ -156,116 +155,71 @@ def _why_foreign(first: bytes) -> str:
     return f"this is segment {number} under another name; give it back the name it had"
 
 
-def _walk(view: memoryview, number: int, at: int) -> tuple[list[Span], int]:
-    """The frames that follow one another from `at` on, and where the last one ends."""
-    size = len(view)
-    found: list[Span] = []
-    unpack, crc32, place = _FRAME.unpack_from, zlib.crc32, _PLACE.pack
-    while at + FRAME_BYTES < size:
-        length, crc = unpack(view, at)
+def _find_frames(view: memoryview, number: int) -> tuple[list[Span], int, int]:
+    """All payloads, how many lie before the first bad byte, and where that is."""
+    spans: list[Span] = []
+    good = end = -1
+    at, size = HEADER_BYTES, len(view)
+    unpack, crc32, place_of = _FRAME.unpack_from, zlib.crc32, _PLACE.pack
+    while at < size:
+        length, place, crc = unpack(view, at) if at + FRAME_BYTES < size else (0, 0, 0)
         start = at + FRAME_BYTES
-        end = start + length
-        if not 0 < length <= MAX_RECORD_BYTES or end > size:
-            break
-        if crc32(view[start:end], crc32(place(number, at, length))) != crc:
-            break
-        found.append((start, length))
-        at = end
-    return found, at
+        valid = 0 < length <= MAX_RECORD_BYTES and crc32(place_of(number, at, length)) == place
+        if valid and crc32(view[start : start + length]) == crc and start + length <= size:
+            spans.append((start, length))
+        elif good < 0:
+            good, end = len(spans), at
+        at = start + length if valid else _next_frame(view, number, at + 1)
+    return (spans, len(spans), size) if good < 0 else (spans, good, end)
 
 
-# --- searching behind damage ----------------------------------------------------------------------
-def _salvage(view: memoryview, number: int, at: int) -> list[Span]:
-    """All frames from `at` on, where no frame begins."""
-    search = _Search(view, number, at)
-    found: list[Span] = []
-    while (start := search.next_frame(at)) is not None:
-        more, at = _walk(view, number, start)
-        found += more
-    return found
+def _begins_frame(view: memoryview, number: int, at: int) -> bool:
+    """Whether the head of a frame stands at an offset."""
+    return _next_frame(view[: at + FRAME_BYTES + 1], number, at) == at
 
 
-class _Search:
-    """Looks for a frame at every offset, at a bounded cost for each.
-
-    Every few bytes look like the length of a frame, so reading what it would cover, each time,
-    would take quadratic time.  But crc32 is linear.  With C(i) the crc of all bytes before i,
-
-        crc32(data[b:e], s) == shift(s ^ C(b), e - b) ^ C(e)
-
-    where shift(s, n) is what n zero bytes make of s.  C is kept for every 1024th byte.
-    """
-
-    def __init__(self, view: memoryview, number: int, start: int) -> None:
-        self._view = view
-        self._number = number
-        self._start = start
-        self._marks = [0]
-        for at in range(start, len(view), _MARK_BYTES):
-            self._marks.append(zlib.crc32(view[at : at + _MARK_BYTES], self._marks[-1]))
-
-    def next_frame(self, at: int) -> int | None:
-        """The offset of the first frame at or behind `at`, which is not before the start."""
-        last = len(self._view) - FRAME_BYTES
-        window = _FIRST_WINDOW_BYTES
-        while at < last:
-            stop = min(at + window, last)
-            found = self._first_valid(at, stop)
-            if found is not None:
-                return found
-            at, window = stop, min(2 * window, _LAST_WINDOW_BYTES)
-        return None
-
-    def _first_valid(self, at: int, stop: int) -> int | None:
-        """The offset of the first frame that begins in at .. stop - 1."""
-        raw = np.frombuffer(self._view, np.uint8, stop - at + FRAME_BYTES - 1, at)
+def _next_frame(view: memoryview, number: int, at: int) -> int:
+    """The offset of the first head of a frame at or behind `at`; the end if there is none."""
+    last = len(view) - FRAME_BYTES
+    window = _FIRST_WINDOW_BYTES
+    while at < last:
+        stop = min(at + window, last)
+        raw = np.frombuffer(view, np.uint8, stop - at + FRAME_BYTES, at)
         words = np.lib.stride_tricks.sliding_window_view(raw, 4).copy().view("<u4")[:, 0]
-        offsets = np.arange(at, stop)
-        lengths = words[: stop - at].astype(np.int64)
-        ends = offsets + FRAME_BYTES + lengths
-        fits = (lengths > 0) & (lengths <= MAX_RECORD_BYTES) & (ends <= len(self._view))
-        if not fits.any():
-            return None
-        offsets, lengths, ends = offsets[fits], lengths[fits], ends[fits]
-        stored = words[FRAME_BYTES // 2 :][fits]
-        valid = self._crcs(offsets, lengths, ends) == stored
-        return int(offsets[valid.argmax()]) if valid.any() else None
-
-    def _crcs(
-        self,
-        offsets: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-    ) -> Checksums:
-        """The crc that a frame at each offset would have."""
-        pairs = zip(offsets.tolist(), lengths.tolist(), strict=True)
-        before = [
-            _first_crc(self._number, at, n) ^ self._crc_before(at + FRAME_BYTES) for at, n in pairs
-        ]
-        behind = [self._crc_before(end) for end in ends.tolist()]
-        return _shift(np.array(before, np.uint32), lengths) ^ np.array(behind, np.uint32)
-
-    def _crc_before(self, offset: int) -> int:
-        mark = (offset - self._start) // _MARK_BYTES
-        known = self._start + mark * _MARK_BYTES
-        return zlib.crc32(self._view[known:offset], self._marks[mark])
+        lengths, places = words[: stop - at], words[4 : stop - at + 4]
+        possible = np.flatnonzero((lengths > 0) & (lengths <= MAX_RECORD_BYTES))
+        expected = _places(number, at + possible, lengths[possible])
+        found = possible[places[possible] == expected]
+        if found.size:
+            return at + int(found[0])
+        at, window = stop, min(4 * window, _LAST_WINDOW_BYTES)
+    return len(view)
 
 
-def _shift(crcs: Checksums, lengths: npt.NDArray[np.int64]) -> Checksums:
-    """What so many zero bytes make of each crc.  Args: lengths: one for each, in bytes."""
-    crcs = crcs.copy()
-    # What one zero byte makes of each single bit; applied to itself, what two make of it, …
-    ones = [zlib.crc32(b"\0", 1 << bit) ^ zlib.crc32(b"\0") for bit in range(32)]
-    matrix = np.array(ones, np.uint32)
-    for power in range(int(lengths.max()).bit_length()):
-        odd = (lengths >> power) & 1 == 1
-        crcs[odd] = _apply(matrix, crcs[odd])
-        matrix = _apply(matrix, matrix)
+def _places(
+    number: int, offsets: npt.NDArray[np.intp], lengths: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint32]:
+    """What `place` is for a frame at each offset."""
+    fields = np.empty(len(offsets), _PLACE_DTYPE)
+    fields["number"], fields["offset"], fields["length"] = number, offsets, lengths
+    columns = fields.view(np.uint8).reshape(-1, _PLACE.size)
+    crcs = np.full(len(offsets), zlib.crc32(bytes(_PLACE.size)), np.uint32)
+    for index, differences in enumerate(_crc_differences()):
+        crcs ^= differences[columns[:, index]]
     return crcs
 
 
-def _apply(matrix: Checksums, crcs: Checksums) -> Checksums:
-    result = np.zeros_like(crcs)
-    for bit in range(32):
-        result ^= np.where((crcs >> np.uint32(bit)) & np.uint32(1), matrix[bit], np.uint32(0))
-    return result
+@functools.cache
+def _crc_differences() -> npt.NDArray[np.uint32]:
+    """What each value of each byte of a place changes in the crc, whatever the others are.
+
+    Returns:
+        Shape (16, 256), to be combined by exclusive or: crc32 is linear.
+    """
+    size = _PLACE.size
+    zeros = bytes(size)
+    rows = [
+        [zlib.crc32(zeros[:i] + bytes([byte]) + zeros[i + 1 :]) for byte in range(256)]
+        for i in range(size)
+    ]
+    return np.array(rows, np.uint32) ^ np.uint32(zlib.crc32(zeros))

@@ -113,6 +113,7 @@ def _spawn(config: DaemonConfig) -> Endpoint:
             )
         line = _first_line(pipe.fileno(), lambda: _tell_waiting(config.root, process.pid))
     if line.endswith(b"\n"):
+        process.returncode = 0  # it outlives us; nobody is to wait for it, or to miss that
         return Endpoint.from_json(line)
     status = process.wait()
     with open(stderr_path, "rb") as file:

@@ -104,6 +104,9 @@ class RootLock:
         self._remove_stand_in()
         # The content goes first: whoever reads it must not take it for the next owner's.
         os.ftruncate(self._descriptor, 0)
+        with contextlib.suppress(OSError):  # a file system without locks
+            # Closing alone would leave the lock to a child that was forked meanwhile.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
         self._descriptor = -1
 

@@ -95,7 +95,7 @@ class RunState:
 
     @property
     def status(self) -> str:
-        """ "running" until every producer is through; "crashed" if the first went without a word."""
+        """Running until every producer is through; crashed if the first went without a word."""
         if not all(member.over for member in self.members.values()):
             return RUNNING
         crashed = any(member.crashed and member.main for member in self.members.values())
@@ -109,9 +109,7 @@ class RunState:
     @property
     def dirty(self) -> bool:
         """Whether the file lacks something."""
-        return bool(self.tail) or (
-            self.file is not None and self.status != self._status_published
-        )
+        return bool(self.tail) or (self.file is not None and self.status != self._status_published)
 
     @property
     def complete(self) -> bool:

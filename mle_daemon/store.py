@@ -26,8 +26,8 @@ from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
 from mle_daemon.events import PublishRun
 from mle_daemon.values import Array
 
-# A file up to this size is changed in memory, in milliseconds; for a larger one the copies that takes
-# are four times as dear as letting the kernel copy the file.
+# Up to this size a file is changed in memory, in milliseconds.  That takes copies which, for larger
+# ones, are four times as dear as letting the kernel copy the file.
 IMAGE_BYTES: Final = 8 * 2**20
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _CHANGED: Final = "it is no longer what the daemon published; something else changed it"
@@ -109,18 +109,16 @@ class Store:
                     f"{place} lies outside of {self.root}, the folder that this daemon serves: "
                     "log to a folder inside, or start a daemon for another one"
                 )
-            if files.is_inside(place, layout.state_path(self.root)):
+            if files.is_inside(place, os.path.realpath(layout.state_path(self.root))):
                 raise RunRefused(f"{place} is the daemon's own; log to another folder")
 
     def _copy_config(self, run: Run) -> None:
         """Copy a configuration beside the logs, unless it lies there already."""
         path = os.path.join(run.directory, run.config_name)
-        try:
-            with open(path, "rb") as file:
-                if file.read(len(run.config_file) + 1) == run.config_file:
-                    return
-        except FileNotFoundError:
-            pass
+        if os.path.isdir(path):
+            raise RunRefused(f"{path} is a folder: rename the configuration file")
+        if os.path.exists(path) and files.has_content(path, run.config_file):
+            return
         staged = self._new_name(run.run_id.hex())
         with files.new_file(staged) as fd:
             files.write_all(fd, run.config_file)
@@ -186,7 +184,8 @@ class Store:
             except BaseException:
                 files.remove(staged)
                 raise
-        return replace(state, size=self._land(staged, path))
+        columns = {key: replace(column, sealed=True) for key, column in state.columns.items()}
+        return replace(state, columns=columns, size=self._land(staged, path))
 
     def _reader(self, job: PublishRun) -> ReadColumn:
         def read(column: Column) -> Iterator[Array]:

@@ -67,8 +67,14 @@ def join_numbers(old: Sequence[Part], columns: Sequence[Array]) -> Array:
     """
     new: list[Part] = [(column.dtype, [column]) for column in columns]
     dtype = common_dtype([*old, *new])
-    values = [column.astype(dtype, copy=False) for column in columns]
+    values = [convert(column, dtype) for column in columns]
     return values[0] if len(values) == 1 else np.concatenate(values)
+
+
+def convert(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Values in another type that holds them."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN, without a warning
+        return values.astype(dtype, copy=False)
 
 
 def common_dtype(parts: Sequence[Part]) -> np.dtype[Any]:

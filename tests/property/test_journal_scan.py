@@ -1,4 +1,4 @@
-"""Whatever is cut off or damaged, a scan gives back records that were written, and says what is wrong."""
+"""Whatever is cut off or damaged: a scan finds records that were written, and no others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def found(data: bytes, result: fmt.ScanResult) -> list[bytes]:
 plain = st.binary(min_size=1, max_size=60)
 small_numbers = st.lists(st.sampled_from([0, 0, 1, 2, 8]), min_size=1, max_size=60).map(bytes)
 journals = st.lists(plain, min_size=1, max_size=3).map(segment)
-frames_elsewhere = st.builds(framed, st.lists(plain, min_size=1, max_size=3), st.integers(10_000, 2**40))
+frames_elsewhere = st.builds(
+    framed, st.lists(plain, min_size=1, max_size=3), st.integers(10_000, 2**40)
+)
 record = plain | small_numbers | journals | frames_elsewhere
 records = st.lists(record, min_size=1, max_size=12)
 

@@ -154,6 +154,16 @@ def test_clocks_are_those_of_the_longest_seed() -> None:
     assert len(result.stats.a.mean) == 3
 
 
+def test_of_equally_long_clocks_that_of_the_longest_seed_is_taken() -> None:
+    runs = {
+        f"seed_{ticks}": RunLog(
+            {}, {}, {"num_updates": np.arange(ticks), "epoch": np.array([ticks])}
+        )
+        for ticks in (2, 3, 1)
+    }
+    assert aggregate_seeds(runs).time.epoch.tolist() == [3]
+
+
 def test_a_clock_that_the_longest_seed_lacks_is_kept() -> None:
     short = RunLog({}, {}, {"num_updates": np.array([1]), "epoch": np.array([5])})
     result = aggregate_seeds({"seed_1": short, "seed_2": seed({"a": [1.0, 2.0]})})

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mle_client import layout
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.load import load_log, load_meta_log
 from mle_client.metalog import MetaLog, RunLog
@@ -125,6 +126,15 @@ def test_of_a_run_in_two_files_the_longer_is_taken_and_of_equals_the_one_of_its_
     assert log.seed_1.stats.loss.tolist() == [1.0, 1.0]
     assert log.seed_2.stats.loss.tolist() == [2.0, 2.0]
     assert log.seed_3.stats.loss.tolist() == [2.0]
+
+
+def test_of_two_runs_of_one_seed_the_one_that_began_later_is_taken(tmp_path) -> None:
+    merged = write(tmp_path / "logs/log.hdf5", {"seed_1": [1.0] * 9, "seed_2": [1.0]})
+    own = write(tmp_path / "logs/log_seed_1.hdf5", {"seed_1": [2.0]})
+    for path, start_time in ((merged, 1000.0), (own, 2000.0)):
+        with h5py.File(path, "r+") as file:
+            file["seed_1"].attrs[layout.START_ATTR] = start_time
+    assert load_log(tmp_path).seed_1.stats.loss.tolist() == [2.0]
 
 
 def test_one_damaged_log_is_an_error_that_names_it(tmp_path) -> None:

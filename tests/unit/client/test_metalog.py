@@ -80,9 +80,9 @@ def test_keys_are_listed_for_completion() -> None:
 
 # --- RunLog ---------------------------------------------------------------------------------------
 def test_a_run_has_exactly_three_keys_whatever_else_is_known_of_it() -> None:
-    log = RunLog({}, {}, {}, rows={"stats_rows:a": np.array([1])}, state="running")
+    log = RunLog({}, {}, {}, rows={"stats_rows:a": np.array([1])}, state="running", start_time=5.0)
     assert list(log) == ["meta", "stats", "time"]
-    assert log.state == "running"
+    assert (log.state, log.start_time) == ("running", 5.0)
     assert log.ticks == 0
 
 

@@ -195,15 +195,17 @@ def test_row_numbers_are_no_meta_data_but_align_the_column(path) -> None:
     assert [column.tolist() for column in run.aligned("eval/acc")] == [[2, 4], [0.5, 0.75]]
 
 
-def test_the_state_is_an_attribute_of_the_run_and_no_key(path) -> None:
+def test_state_and_start_are_attributes_of_the_run_and_no_keys(path) -> None:
     with h5py.File(path, "w") as file:
         file.create_group("seed_1/stats")
         file["seed_1"].attrs[layout.STATE_ATTR] = "crashed"
+        file["seed_1"].attrs[layout.START_ATTR] = 1000.5
         file.create_group("seed_2/stats")
         file["seed_2"].attrs[layout.STATE_ATTR] = np.bytes_(b"running")
         file.create_group("seed_3/stats")
     runs = read_runs(path)
     assert [run.state for run in runs.values()] == ["crashed", "running", None]
+    assert [run.start_time for run in runs.values()] == [1000.5, None, None]
     assert list(runs[None, "seed_1"]) == ["meta", "stats", "time"]
 
 
@@ -283,7 +285,7 @@ def test_a_truncated_file_is_damaged_and_named(path, keep) -> None:
     assert "restore it" in str(caught.value)
 
 
-def test_a_file_of_something_else_is_damaged(tmp_path, path) -> None:
+def test_a_file_of_something_else_is_damaged(path) -> None:
     write(path, {"images": np.zeros(3), "group/of/others": np.zeros(3)})
     with pytest.raises(LogDamaged, match="without a run"):
         read_runs(path)
@@ -291,7 +293,10 @@ def test_a_file_of_something_else_is_damaged(tmp_path, path) -> None:
         file.write(b"no HDF5 at all" * 100)
     with pytest.raises(LogDamaged, match="signature"):
         read_runs(path)
-    with pytest.raises(LogDamaged):
+
+
+def test_what_the_system_refuses_to_open_is_not_called_damaged(tmp_path) -> None:
+    with pytest.raises(IsADirectoryError):
         read_runs(str(tmp_path))
 
 
@@ -325,8 +330,9 @@ def test_files_are_closed_whether_reading_went_well_or_not(tmp_path, path) -> No
     foreign = str(tmp_path / "foreign.hdf5")
     write(foreign, {"images": np.zeros(3)})
     read_runs(path)
-    with pytest.raises(LogDamaged):
+    with pytest.raises(LogDamaged) as caught:
         read_runs(foreign)
+    assert caught.value.__traceback__ is not None  # holds what the failed call held
     kinds = h5f.OBJ_FILE | h5f.OBJ_GROUP | h5f.OBJ_DATASET | h5f.OBJ_ATTR
     assert h5f.get_obj_count(h5f.OBJ_ALL, kinds) == 0
 

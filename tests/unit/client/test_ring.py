@@ -140,7 +140,9 @@ def test_a_killed_process_leaves_its_committed_records(tmp_path: Path) -> None:
     assert lock is not None
     os.close(lock)
     remains = rings.read_remains(str(tmp_path / "ring"), str(tmp_path / "spill"))
-    assert b"".join(part.payload for part in remains) == b"kept" + b"r" * SEGMENT_BYTES + b"also kept"
+    assert (
+        b"".join(part.payload for part in remains) == b"kept" + b"r" * SEGMENT_BYTES + b"also kept"
+    )
     assert [part.base for part in remains] == [0, 4, 4 + SEGMENT_BYTES]
     assert {part.producer for part in remains} == {PRODUCER}
 

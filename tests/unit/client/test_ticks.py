@@ -126,9 +126,7 @@ class Bench:
         self.words = memoryview(self.buffer)[:64].cast("Q")
         self.words[1] = 64
         extra = [name for name in clock if name in ("time", "time_elapsed", "num_updates")]
-        hooks = ticks.Hooks(
-            self.baton.pop, self.baton.append, lambda: 1.5, self._miss, self._save
-        )
+        hooks = ticks.Hooks(self.baton.pop, self.baton.append, lambda: 1.5, self._miss, self._save)
         self.writer = ticks.compile_writer(self.schema, described.direct, extra, hooks)
         size = ticks.tick_struct(self.schema).size
         self.writer.bind(self.buffer, self.words, room - size)
@@ -190,7 +188,11 @@ def test_a_full_segment_goes_the_general_way() -> None:
     bench = Bench({"step": 1}, {"loss": 1.0}, room=64 + 2 * 40)
     for step in range(3):
         bench.writer.update({"step": step}, {"loss": 0.5})
-    assert [row[0] for row in bench.written()] + [tick[0]["step"] for tick in bench.missed] == [0, 1, 2]
+    assert [row[0] for row in bench.written()] + [tick[0]["step"] for tick in bench.missed] == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_saving_asks_once_after_the_tick_is_written() -> None:
@@ -207,7 +209,7 @@ def test_arrays_of_another_shape_or_type_go_the_general_way() -> None:
 
 
 def test_keys_that_look_like_code_are_only_keys() -> None:
-    name = "x'] = 1; raise SystemExit #\n\"\"\"\\"
+    name = 'x\'] = 1; raise SystemExit #\n"""\\'
     bench = Bench({}, {name: 1.0})
     bench.writer.update({}, {name: 2.0})
     assert bench.written() == [[2.0]]

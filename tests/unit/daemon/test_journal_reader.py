@@ -29,7 +29,7 @@ def test_segments_are_listed_by_number_with_their_sizes(tmp_path: Path) -> None:
 
     found = [(file.number, file.size) for file in list_segments(str(tmp_path))]
 
-    assert found == [(2, 16 + 8 + 2), (11, 16 + 8 + 4), (100_000_000, 16 + 8 + 27)]
+    assert found == [(2, 16 + 12 + 2), (11, 16 + 12 + 4), (100_000_000, 16 + 12 + 27)]
 
 
 def test_a_folder_that_is_not_there_has_no_segments(tmp_path: Path) -> None:

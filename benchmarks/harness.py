@@ -1,0 +1,258 @@
+"""How every benchmark measures, repeats and reports.
+
+The machine is shared and its speed changes from second to second, so a figure means little on its
+own.  What is compared runs in turn, in small pieces, and the *ratios within one round* are what is
+reported, as medians over the rounds.
+
+It knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import psutil
+
+RESULTS: Final = Path(__file__).parent / "results"
+PACKAGES: Final = ("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack")
+
+T = TypeVar("T")
+Tick = tuple[dict[str, Any], dict[str, Any]]
+Block = Callable[[Sequence[Tick]], "array[int]"]
+
+
+# --- results --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures for people.  Args: rows: one cell a column; numbers are shown with three digits."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a figure should be.  Args: limit: the most it may be, in the unit of `measured`."""
+
+    what: str
+    limit: float
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        return self.measured <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a benchmark found.
+
+    Args:
+        name: of the benchmark.
+        tables, goals: for people.
+        figures: every single measurement, for programs.
+    """
+
+    name: str
+    tables: tuple[Table, ...]
+    goals: tuple[Goal, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- timing ---------------------------------------------------------------------------------------
+_TIMED_LOOP: Final = """
+def block(ticks, now=now, array=array, {names}):
+    spent = array("q", bytes(8 * len(ticks)))
+    i = 0
+    for clock, stats in ticks:
+        begin = now()
+        {statement}
+        spent[i] = now() - begin
+        i += 1
+    return spent
+"""
+
+
+def timed(statement: str, now: Callable[[], int], **names: Any) -> Block:
+    """A function that runs a statement for each of some ticks and times every one of them.
+
+    The loop is the same text for whatever is compared, so that its cost is the same, too;
+    `timed("pass", now)` measures it.
+
+    Args:
+        statement: one line; sees `clock`, `stats` and `names`.
+        now: the clock, in ns.
+
+    Returns:
+        block(ticks): the times in ns, the clock's own cost included.
+    """
+    namespace: dict[str, Any] = {"now": now, "array": array, **names}
+    arguments = ", ".join(f"{name}={name}" for name in names)
+    exec(_TIMED_LOOP.format(names=arguments, statement=statement), namespace)
+    block: Block = namespace["block"]
+    return block
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value below which a share (0 to 1) of the values lies."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+median = statistics.median
+
+
+# --- taking turns ---------------------------------------------------------------------------------
+def rotated(items: Iterable[T], turn: int) -> list[T]:
+    """The items, beginning with another one at each turn: nobody is always first."""
+    listed = list(items)
+    shift = turn % len(listed)
+    return listed[shift:] + listed[:shift]
+
+
+def interleaved(variants: Mapping[str, Callable[[], T]], rounds: int) -> list[dict[str, T]]:
+    """Run all variants, `rounds` times, in turn.
+
+    Returns:
+        One dict a round, {variant: what it returned}.
+    """
+    return [
+        {name: variants[name]() for name in rotated(variants, turn)} for turn in range(rounds)
+    ]
+
+
+def fresh(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a new process, where nothing that was measured before is in memory."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+# --- where it was measured ------------------------------------------------------------------------
+def machine() -> dict[str, Any]:
+    """The machine and the versions of what matters."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """The processor's name; "" where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@contextmanager
+def watching() -> Iterator[dict[str, float]]:
+    """See how long something takes and how busy the machine is with other things meanwhile.
+
+    Yields:
+        A dict that has, afterwards, `wall_s`, and `others_cores`: how many cores processes that
+        are not ours (or are ours and still run) used on average.
+    """
+    found: dict[str, float] = {}
+    begun, busy, own = time.monotonic(), _busy_s(), _own_s()
+    try:
+        yield found
+    finally:
+        wall = time.monotonic() - begun
+        found["wall_s"] = wall
+        found["others_cores"] = max(0.0, (_busy_s() - busy - (_own_s() - own)) / wall)
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def _own_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+# --- reporting ------------------------------------------------------------------------------------
+def save(result: Result, size: str, circumstances: Mapping[str, float]) -> Path:
+    """Write a result, and where it was measured, to a file of its own.  Returns: its path."""
+    now = datetime.datetime.now(datetime.UTC)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{result.name}-{now:%Y%m%dT%H%M%S}.json"
+    content = {
+        "command": f"python -m benchmarks {result.name} --size {size}",
+        "measured_at": now.isoformat(timespec="seconds"),
+        "machine": machine(),
+        "circumstances": dict(circumstances),
+        "result": asdict(result),
+    }
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    return path
+
+
+def describe(result: Result) -> str:
+    """A result as text."""
+    parts = [f"{table.title}\n{_text_table(table)}" for table in result.tables]
+    parts += [
+        f"{'met   ' if goal.met else 'MISSED'}  {goal.what}: "
+        f"{_cell(goal.measured)}, at most {_cell(goal.limit)}"
+        for goal in result.goals
+    ]
+    return "\n\n".join(parts)
+
+
+def _text_table(table: Table) -> str:
+    rows = [table.columns, *([_cell(cell) for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join(itertools.chain(lines[:1], [rule], lines[1:]))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def tell(text: str) -> None:
+    """Say how far it is."""
+    print(text, file=sys.stderr, flush=True)

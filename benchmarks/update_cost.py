@@ -1,0 +1,182 @@
+"""What a call of `MLELogger.update()` costs the caller.
+
+Everything is real: the ring, the thread that ships it, a daemon that journals and publishes.  The
+*floor*, `buf.append((dict(clock), dict(stats)))`, is what it costs to keep a copy of a tick in a
+list, and is run on the very same dicts in the same process; nothing that keeps what it is given can
+be much cheaper.  The list is never emptied.
+
+Blocks of some 2,000 calls take turns, so that a change of the machine's speed hits all alike.  The
+time that the thread takes from the interpreter is in whichever block it falls.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.harness import Goal, Result, Table, Tick
+from benchmarks.workspace import workspace
+
+NAME: Final = "update_cost"
+FLOOR, UPDATE, SAVE = "floor", "update", "update(save=True)"
+_TIMER = "timer"
+_MAIN_CASE: Final = "2 clocks + 2 statistics"
+GOAL_X_FLOOR: Final = 4.0  # p50 of the main case; see the issue that asked for it
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.  Args: blocks: of each kind; calls: in a block."""
+
+    blocks: int
+    calls: int
+    cases: tuple[str, ...] | None = None
+
+
+def _clock(i: int) -> dict[str, Any]:
+    return {"num_steps": i, "num_epochs": i // 100}
+
+
+def _scalars(count: int) -> Callable[[int, float], Tick]:
+    names = [f"statistic_{k}" for k in range(count)]
+    return lambda i, x: (_clock(i), {name: x + k for k, name in enumerate(names)})
+
+
+def _plain(i: int, x: float) -> Tick:
+    return _clock(i), {"train_loss": x, "test_loss": x + 1}
+
+
+def _vector(i: int, x: float) -> Tick:
+    return _clock(i), {"gradient_norms": np.full(100, x)}
+
+
+def _text(i: int, x: float) -> Tick:
+    return _clock(i), {"train_loss": x, "phase": f"warm-up {i % 7}"}
+
+
+def _alternating(i: int, x: float) -> Tick:
+    if i % 2:
+        return _clock(i), {"train_loss": x, "learning_rate": x + 1}
+    return _clock(i), {"train_loss": x, "test_loss": x + 1}
+
+
+# Name -> (the i-th tick, from a float; its share of the calls, since the floor keeps all in memory).
+CASES: Final[dict[str, tuple[Callable[[int, float], Tick], float]]] = {
+    _MAIN_CASE: (_plain, 1.0),
+    "2 clocks + 50 statistics": (_scalars(50), 0.2),
+    "a vector of 100": (_vector, 0.5),
+    "a float and a string": (_text, 0.5),
+    "keys that alternate": (_alternating, 0.5),
+}
+
+SIZES: Final = {
+    "full": Size(blocks=60, calls=2_000),
+    "quick": Size(blocks=15, calls=2_000),
+    "tiny": Size(blocks=3, calls=50),
+}
+
+
+def run(size: Size) -> Result:
+    """Measure every case in a process and with a daemon of its own."""
+    rows: list[tuple[Any, ...]] = []
+    figures = {}
+    for case in size.cases or tuple(CASES):
+        harness.tell(f"{NAME}: {case}")
+        spent = harness.fresh(measure, case, size)
+        figures[case] = {kind: list(map(_block_figures, spent[kind])) for kind in spent}
+        rows += [(case, *row) for row in _rows(spent, figures[case])]
+    table = Table(
+        "Caller's cost of a call in ns, net of the timer; x floor: medians over the rounds",
+        ("case", "call", "p50", "p99", "p99.9", "max", "mean", "p50 x floor", "mean x floor"),
+        tuple(rows),
+    )
+    x_floor = {row[:2]: row[7] for row in rows}
+    goals = [
+        Goal(f"p50 of {kind} with {_MAIN_CASE}, x floor", GOAL_X_FLOOR, x_floor[_MAIN_CASE, kind])
+        for kind in (UPDATE, SAVE)
+        if (_MAIN_CASE, kind) in x_floor
+    ]
+    return Result(NAME, (table,), tuple(goals), figures)
+
+
+def measure(case: str, size: Size) -> dict[str, list[array[int]]]:
+    """Measure one case.
+
+    Returns:
+        Kind of call -> for each block, the times in ns, the timer's cost included.
+    """
+    make, share = CASES[case]
+    calls = max(20, int(size.calls * share))
+    batches = _batches(make, calls)
+    with workspace() as space:
+        log = space.logger("run")
+        for clock, stats in next(batches):  # the first ticks go the general way
+            log.update(clock, stats)
+        blocks = _blocks(log)
+        spent: dict[str, list[array[int]]] = {kind: [] for kind in blocks}
+        for turn in range(size.blocks):
+            ticks = next(batches)
+            for kind in harness.rotated(blocks, turn):
+                spent[kind].append(blocks[kind](ticks))
+        report = log.close(60.0)
+    if (report.delivered, report.lost) != ((2 * size.blocks + 1) * calls, 0):
+        raise RuntimeError(f"this is what became of the ticks: {report}")
+    return spent
+
+
+def _batches(make: Callable[[int, float], Tick], calls: int) -> Iterator[list[Tick]]:
+    """Dicts for one block after another; the numbers are what a noisy training logs."""
+    generator = np.random.default_rng(0)
+    first = 0
+    while True:
+        noise = generator.normal(size=calls).tolist()
+        yield [make(first + i, x) for i, x in enumerate(noise)]
+        first += calls
+
+
+def _blocks(log: Any) -> dict[str, harness.Block]:
+    now = time.perf_counter_ns
+    buf: list[Tick] = []
+    return {
+        _TIMER: harness.timed("pass", now),
+        FLOOR: harness.timed("buf.append((dict(clock), dict(stats)))", now, buf=buf),
+        UPDATE: harness.timed("log.update(clock, stats)", now, log=log),
+        SAVE: harness.timed("log.update(clock, stats, save=True)", now, log=log),
+    }
+
+
+def _block_figures(spent: array[int]) -> dict[str, float]:
+    return {"p50": float(harness.median(spent)), "mean": sum(spent) / len(spent)}
+
+
+def _rows(
+    spent: dict[str, list[array[int]]], blocks: dict[str, list[dict[str, float]]]
+) -> Iterator[tuple[Any, ...]]:
+    """The table's rows of a case, without its name."""
+    timer = _pooled(spent[_TIMER])
+    timer_p50 = harness.percentile(timer, 0.5)
+    for kind in (FLOOR, UPDATE, SAVE):
+        all_ns = _pooled(spent[kind])
+        tail = [harness.percentile(all_ns, share) for share in (0.5, 0.99, 0.999, 1.0)]
+        net = [float(ns - timer_p50) for ns in tail]
+        mean = sum(all_ns) / len(all_ns) - sum(timer) / len(timer)
+        x_floor = [_x_floor(blocks, kind, figure) for figure in ("p50", "mean")]
+        yield kind, *net, mean, *x_floor
+
+
+def _pooled(blocks: Sequence[array[int]]) -> list[int]:
+    return [ns for block in blocks for ns in block]
+
+
+def _x_floor(blocks: dict[str, list[dict[str, float]]], kind: str, figure: str) -> float:
+    """The median over the rounds of the ratio to the floor, both net of that round's timer."""
+    return harness.median(
+        (mine[figure] - timer[figure]) / (floor[figure] - timer[figure])
+        for mine, floor, timer in zip(blocks[kind], blocks[FLOOR], blocks[_TIMER], strict=True)
+    )

@@ -1,0 +1,482 @@
+"""`MLELogger` as user code meets it: arguments, saving, looking back, and its ends."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from mle_client import MLELogger, load_log
+from mle_client.errors import LoggerClosed, MLEError, NotSupported
+from tests.integration import daemons
+
+
+@pytest.fixture
+def served(root: Path) -> Iterator[Path]:
+    """A root with a daemon."""
+    with daemons.running(root):
+        yield root
+
+
+def h5_column(path: Path, name: str, seed: str = "no_seed_provided") -> Any:
+    with h5py.File(path) as file:
+        return file[f"{seed}/{name}"][:]
+
+
+# --- the constructor ----------------------------------------------------------------------------
+def test_the_example_of_the_readme(served: Path) -> None:
+    config = served / "config_1.yaml"
+    config.write_text("lr: 1e-3\nname: größe\n")
+    with MLELogger(
+        time_to_track=["num_steps", "num_epochs"],
+        what_to_track=["train_loss", "test_loss"],
+        experiment_dir=f"{served}/run/",
+        config_fname=str(config),
+        seed_id=1,
+    ) as log:
+        log.update(
+            {"num_steps": 10, "num_epochs": 1}, {"train_loss": 0.1, "test_loss": 0.2}, save=True
+        )
+        assert log.flush(timeout=10)
+    loaded = load_log(f"{served}/run/config_1/")
+    assert loaded.eval_ids == ["seed_1"]
+    run = loaded.seed_1
+    assert run.meta.config_dict == {"lr": 1e-3, "name": "größe"}
+    assert run.meta.eval_id == "config_1"
+    assert run.meta.config_fname == f"{served}/run/config_1/config_1.yaml"
+    assert (served / "run/config_1/config_1.yaml").read_text() == config.read_text()
+    assert run.time.num_steps.tolist() == [10]
+    assert run.time.num_updates.tolist() == [1]
+    assert time.strftime("%y-%m-%d/") in run.time.time[0]
+    assert run.stats.train_loss.tolist() == [0.1]
+
+
+def test_a_config_dict_is_stored_and_comes_back(served: Path) -> None:
+    config = {"lr": 0.1, "layers": [1, 2], "nested": {"inf": float("inf"), "none": None}}
+    with MLELogger(str(served / "run"), config_dict=config) as log:
+        log.update({}, {"x": 1})
+    assert load_log(str(served / "run")).meta.config_dict == config
+    assert (served / "run" / "config_dict.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "advice"),
+    [
+        ({"experiment_dir": "/"}, ValueError, "folder"),
+        ({"experiment_dir": 3}, TypeError, "folder"),
+        ({"seed_id": "a/b"}, ValueError, "slash"),
+        ({"seed_id": ""}, ValueError, "empty"),
+        ({"seed_id": 1.5}, TypeError, "number or a string"),
+        ({"model_type": "nonsense"}, ValueError, "torch"),
+        ({"time_to_track": "num_steps"}, TypeError, "list of strings"),
+        ({"config_dict": [1]}, TypeError, "dict"),
+        ({"daemon": "nonsense://x"}, ValueError, "address"),
+        ({"use_tboard": True}, NotSupported, "leave it out"),
+        ({"reload": True}, NotSupported, "leave it out"),
+    ],
+)
+def test_bad_arguments_are_refused_with_advice(
+    tmp_path: Path, arguments: dict[str, Any], error: type[Exception], advice: str
+) -> None:
+    with pytest.raises(error, match=advice):
+        MLELogger(**{"experiment_dir": str(tmp_path / "run"), **arguments})
+
+
+def test_a_refused_constructor_leaves_no_trace(tmp_path: Path, runtime_dir: Path) -> None:
+    with pytest.raises(TypeError):
+        MLELogger(str(tmp_path / "run"), time_to_track="oops")
+    assert not (tmp_path / "run").exists()
+    assert not list(runtime_dir.rglob("*.seg"))
+
+
+def test_an_experiment_outside_of_the_daemons_root_is_refused(served: Path, tmp_path: Path) -> None:
+    endpoint = daemons.start(served)["endpoint"]
+    with pytest.raises(ValueError, match="outside"):
+        MLELogger(str(tmp_path / "elsewhere"), daemon=endpoint)
+
+
+def test_the_constructor_does_not_wait_for_a_daemon(tmp_path: Path) -> None:
+    started = time.monotonic()
+    log = MLELogger(str(tmp_path / "run"))
+    log.update({}, {"x": 1})
+    assert time.monotonic() - started < 0.5  # a daemon needs longer to start
+    assert log.close().delivered == 1
+    daemons.wait_until_gone(tmp_path / "run")
+
+
+def test_numpy_integers_are_seeds(served: Path) -> None:
+    with MLELogger(str(served / "run"), seed_id=np.int64(7)) as log:
+        log.update({}, {"x": 1})
+    assert (served / "run/logs/log_seed_7.hdf5").exists()
+
+
+def test_dotted_config_names_keep_directories_apart(served: Path) -> None:
+    for name in ("lr_0.01", "lr_0.1"):
+        (served / f"{name}.json").write_text('{"lr": 1} // with a comment')
+        with MLELogger(str(served / "run"), config_fname=str(served / f"{name}.json")) as log:
+            log.update({}, {"x": 1})
+    assert {"lr_0.01", "lr_0.1"} <= {path.name for path in (served / "run").iterdir()}
+
+
+def test_a_log_of_the_same_name_is_put_aside_and_the_user_told(served: Path) -> None:
+    for value in (1, 2):
+        said: list[MLEError] = []
+        with MLELogger(str(served / "run"), on_error=said.append) as log:
+            log.update({}, {"x": value})
+    assert len(said) == 1
+    assert ".mle/replaced" in str(said[0])
+    (old,) = (served / ".mle/replaced").iterdir()
+    assert h5_column(old, "stats/x").tolist() == [1]
+    assert load_log(str(served / "run")).stats.x.tolist() == [2]
+
+
+def test_overwrite_deletes_the_old_log(served: Path) -> None:
+    for value in (1, 2):
+        with MLELogger(str(served / "run"), overwrite=True) as log:
+            log.update({}, {"x": value})
+    assert not (served / ".mle/replaced").exists()
+    assert load_log(str(served / "run")).stats.x.tolist() == [2]
+
+
+def test_a_second_live_logger_of_a_seed_is_stored_under_another_name(served: Path) -> None:
+    said: list[MLEError] = []
+    with MLELogger(str(served / "run"), seed_id=1) as first:
+        first.update({}, {"x": 1})
+        assert first.flush()
+        with MLELogger(str(served / "run"), seed_id=1, on_error=said.append) as second:
+            second.update({}, {"x": 2})
+            assert second.flush()
+            assert second.stats_log.stats_tracked == {"x": [2]}
+        assert first.stats_log.stats_tracked == {"x": [1]}
+    loaded = load_log(str(served / "run"))
+    assert {name: loaded[name].stats.x.tolist() for name in loaded.eval_ids} == {
+        "seed_1": [1],
+        "seed_1_dup2": [2],
+    }
+    assert "another live logger" in str(said[0])
+
+
+# --- saving and looking back --------------------------------------------------------------------
+def test_saving_brings_the_file_soon_without_waiting(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        log.update({}, {"x": 1}, save=True)
+        path = served / "run/logs/log_no_seed_provided.hdf5"
+        daemons.wait_for(path.exists, timeout=5)
+        daemons.wait_for(lambda: h5_column(path, "stats/x").tolist() == [1], timeout=5)
+
+
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_in_sync_mode_the_file_is_there_when_saving_returns(
+    served: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    if by == "variable":
+        monkeypatch.setenv("MLE_SYNC", "1")
+    path = served / "run/logs/log_no_seed_provided.hdf5"
+    with MLELogger(str(served / "run"), sync=by == "argument") as log:
+        for i in range(5):
+            log.update({}, {"x": i}, save=True)
+            assert h5_column(path, "stats/x").tolist() == list(range(i + 1))
+        log.update({}, {"x": 5})
+        log.save()
+        assert h5_column(path, "stats/x").tolist() == list(range(6))
+
+
+def test_what_was_logged_can_be_looked_at_any_time(served: Path) -> None:
+    with MLELogger(str(served / "run"), ["step"], ["loss", "never"]) as log:
+        assert log.stats_log.stats_tracked == {"loss": [], "never": []}
+        log.update({"step": 1}, {"loss": 0.5})
+        log.update({"step": 2}, {"loss": 0.25, "extra": "text"})
+        assert log.stats_log.stats_tracked == {
+            "loss": [0.5, 0.25], "never": [], "extra": ["text"]
+        }  # fmt: skip
+        assert log.stats_log.clock_tracked["step"] == [1, 2]
+        assert log.stats_log.time_to_track == ["time", "time_elapsed", "num_updates", "step"]
+        assert log.stats_log.stats_update_counter == 2
+        log.extend_tracking(["later"])
+        assert log.stats_log.stats_tracked["later"] == []
+
+
+def test_loading_in_the_same_process_sees_every_tick_so_far(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        for i in range(5):
+            log.update({}, {"x": i})
+            assert load_log(str(served / "run")).stats.x.tolist() == list(range(i + 1))
+
+
+def test_stats_tell_how_far_delivery_is(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        for i in range(10):
+            log.update({}, {"x": i})
+        assert log.flush()
+        stats = log.stats()
+        assert stats["ticks"] == 10
+        assert stats["sent"] == stats["acked"] == stats["published"] > 0
+        assert (stats["bytes_waiting"], stats["lag_s"], stats["lost"]) == (0, 0.0, 0)
+
+
+def test_stats_show_what_waits_while_the_daemon_is_stopped(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        log.update({}, {"x": 0})
+        assert log.flush()
+        pid = daemons.status(served)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for i in range(1, 11):
+                log.update({}, {"x": i})
+            time.sleep(0.2)
+            stats = log.stats()
+            assert stats["ticks"] == 1
+            assert stats["bytes_waiting"] > 0
+            assert stats["lag_s"] >= 0.2
+            assert not log.flush(timeout=0.2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert log.flush()
+
+
+def test_ready_to_log_is_as_in_mle_logging(tmp_path: Path) -> None:
+    with MLELogger(str(tmp_path / "run"), log_every_j_steps=3) as log:
+        assert [log.ready_to_log(i) for i in range(6)] == [True, False, True, False, False, True]
+    with MLELogger(str(tmp_path / "run2")) as log, pytest.raises(ValueError, match="log_every"):
+        log.ready_to_log(0)
+    daemons.wait_until_gone(tmp_path / "run")
+    daemons.wait_until_gone(tmp_path / "run2")
+
+
+def test_the_callers_lists_and_dicts_are_left_alone(served: Path) -> None:
+    clocks, stats = ["step"], ["loss"]
+    with MLELogger(str(served / "run"), clocks, stats) as log:
+        log.extend_tracking(["more"])
+        tick = {"step": 1}, {"loss": 0.5, "new": 1}
+        log.update(*tick)
+        assert tick == ({"step": 1}, {"loss": 0.5, "new": 1})
+    assert (clocks, stats) == (["step"], ["loss"])
+
+
+# --- the ends -----------------------------------------------------------------------------------
+def test_closing_twice_returns_the_same_report_and_updates_are_refused(served: Path) -> None:
+    log = MLELogger(str(served / "run"))
+    log.update({}, {"x": 1})
+    assert log.close() == log.close()
+    with pytest.raises(LoggerClosed):
+        log.update({}, {"x": 2})
+    assert log.flush()
+    log.save()
+    assert load_log(str(served / "run")).state == "finished"
+
+
+def test_a_run_without_ticks_leaves_no_log(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        assert log.flush()
+    assert list((served / "run/logs").iterdir()) == []
+
+
+def test_without_a_daemon_everything_is_kept_and_the_report_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No daemon can be started; the next one stores what was kept."""
+    folder = tmp_path / "run"
+    said: list[MLEError] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        log = MLELogger(str(folder), on_error=said.append)
+        for i in range(100):
+            log.update({}, {"x": i})
+        report = log.close(timeout=1.0)
+    assert (report.delivered, report.spilled, report.lost) == (0, 100, 0)
+    assert any("could be started" in str(error) or "answers" in str(error) for error in said)
+    daemons.start(folder)
+    daemons.wait_for(lambda: daemons.status(folder)["runs"])
+    daemons.stop(folder)
+    assert load_log(str(folder)).stats.x.tolist() == list(range(100))
+
+
+def test_strict_raises_what_went_wrong_at_the_next_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    log = MLELogger(str(tmp_path / "run"), strict=True, on_error=lambda error: None)
+    daemons.wait_for(log.errors)
+    with pytest.raises(MLEError):
+        log.update({}, {"x": 1})
+    log.update({}, {"x": 2})  # said once
+    assert log.close(timeout=0.5).spilled == 1
+
+
+def test_by_default_background_errors_are_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        log = MLELogger(str(tmp_path / "run"))
+        daemons.wait_for(log.errors)
+        log.close(timeout=0.2)
+    assert any("mle-daemon" in str(warning.message) for warning in caught)
+
+
+def script(body: str, folder: Path) -> subprocess.Popen[str]:
+    """A trainer: logs 1,000 ticks, says so, then does what `body` says."""
+    text = f"""
+import os, sys, time, threading
+from mle_client import MLELogger
+log = MLELogger({str(folder)!r})
+for i in range(1000):
+    log.update({{"step": i}}, {{"x": float(i)}})
+print("logged", flush=True)
+{body}
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=daemons.environment(),
+    )  # fmt: skip
+
+
+def state_of(root: Path) -> str:
+    runs = daemons.status(root)["runs"]
+    return runs[0]["state"] if runs else ""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "state"),
+    [
+        ("pass", 0, "finished"),
+        ("sys.exit(3)", 3, "finished"),
+        ("raise RuntimeError('training failed')", 1, "finished"),
+        ("os._exit(4)", 4, "crashed"),
+        ("os.kill(os.getpid(), 9)", -9, "crashed"),
+        ("os.kill(os.getpid(), 15); time.sleep(9)", -15, "crashed"),
+    ],
+)
+def test_however_a_trainer_ends_every_tick_is_stored(
+    served: Path, ending: str, code: int, state: str
+) -> None:
+    process = script(ending, served / "run")
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    daemons.wait_for(lambda: state_of(served) == state)
+    run = load_log(str(served / "run"))
+    assert run.stats.x.tolist() == [float(i) for i in range(1000)]
+    assert run.state == state
+
+
+def test_trainer_and_daemon_both_killed(root: Path, runtime_dir: Path) -> None:
+    daemons.start(root)
+    process = script("time.sleep(60)", root / "run")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "logged\n"
+    daemons.kill_the_next(root, set())
+    process.kill()
+    process.communicate()
+    with daemons.running(root):
+        daemons.wait_for(lambda: state_of(root) == "crashed")
+        assert load_log(str(root / "run")).stats.x.tolist() == [float(i) for i in range(1000)]
+    assert not list(runtime_dir.rglob("*.seg"))
+
+
+def test_a_stopped_daemon_is_not_started_again_before_the_end(root: Path) -> None:
+    daemons.start(root)
+    log = MLELogger(str(root / "run"))
+    log.update({}, {"x": 0})
+    assert log.flush()
+    daemons.stop(root)
+    log.update({}, {"x": 1})
+    time.sleep(1.0)
+    assert daemons.mle_daemon("status", "--root", str(root)).returncode == 4
+    assert log.close().delivered == 2  # starts one, for the data's sake
+    daemons.wait_until_gone(root)
+    assert load_log(str(root / "run")).stats.x.tolist() == [0, 1]
+
+
+# --- processes and threads ----------------------------------------------------------------------
+def log_in_child(log: MLELogger, first: int) -> None:
+    for i in range(100):
+        log.update({}, {"x": first + i})
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_gets_a_stream_of_its_own(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        log_in_child(log, 0)
+        context = multiprocessing.get_context("fork")
+        children = [context.Process(target=log_in_child, args=(log, 100 * n)) for n in range(1, 4)]
+        for child in children:
+            child.start()
+        log_in_child(log, 400)
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0, 0, 0]
+    stored = load_log(str(served / "run")).stats.x.tolist()
+    assert sorted(stored) == list(range(500))
+    for n in range(5):  # each process's ticks in order
+        mine = [x for x in stored if x // 100 == n]
+        assert mine == sorted(mine)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forks_while_a_thread_is_logging_never_hang(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        stopped = threading.Event()
+
+        def keep_logging() -> None:
+            while not stopped.is_set():
+                log.update({}, {"who": "parent", "x": 0})
+
+        thread = threading.Thread(target=keep_logging)
+        thread.start()
+        try:
+            for n in range(20):
+                pid = os.fork()
+                if pid == 0:
+                    log.update({}, {"who": "child", "x": n})
+                    gc.collect()
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+        finally:
+            stopped.set()
+            thread.join()
+        daemons.wait_for(lambda: log.flush(), timeout=10)
+    daemons.wait_for(lambda: load_log(str(served / "run")).stats.who.tolist().count("child") == 20)
+
+
+def test_several_loggers_of_one_process_share_a_thread(served: Path) -> None:
+    logs = [MLELogger(str(served / "run"), seed_id=n) for n in range(10)]
+    for i in range(100):
+        for n, log in enumerate(logs):
+            log.update({}, {"x": i * n})
+    senders = [t for t in threading.enumerate() if t.name == "mle-sender"]
+    assert len(senders) == 1
+    for log in logs:
+        log.close()
+    loaded = load_log(str(served / "run"))
+    for n in range(10):
+        assert loaded[f"seed_{n}"].stats.x.tolist() == [i * n for i in range(100)]
+
+
+def test_a_logger_cannot_be_pickled_and_says_what_to_do(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log, pytest.raises(TypeError, match="in each process"):
+        pickle.dumps(log)
+
+
+def test_importing_the_logger_loads_nothing_heavy() -> None:
+    heavy = "{'h5py', 'psutil', 'matplotlib', 'torch', 'rich', 'yaml', 'zmq'}"
+    text = f"import sys, mle_client; mle_client.MLELogger; print({heavy} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=True,
+        env=daemons.environment(),
+    )  # fmt: skip
+    assert done.stdout == "set()\n"

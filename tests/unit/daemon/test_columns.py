@@ -1,0 +1,315 @@
+"""Plans: no value of a tick is lost, moved or changed, however its blocks arrive."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mle_client import layout, ticks, wire
+from mle_client import messages as m
+from mle_daemon.columns import Append, Column, FileState, Key, Plan, plan_append
+from mle_daemon.values import Array, Text, numpy_dtype
+from tests.strategies import tick_sequences
+
+START = 1.7e9
+Tick = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+class Stream:
+    """A producer: ticks in, blocks out, over the wire's bytes."""
+
+    def __init__(self) -> None:
+        self._decoder = wire.StreamDecoder()
+        self._schemas: dict[tuple[Any, Any], m.Schema] = {}
+        self._now = START
+
+    def blocks(self, *logged: Tick) -> list[wire.Block]:
+        """The blocks of some ticks, half a second apart."""
+        payload = b"".join(self._records(clock, stats) for clock, stats in logged)
+        return [r for r in self._decoder.decode(payload) if isinstance(r, wire.Block)]
+
+    def _records(self, clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[bytes]:
+        tick = ticks.describe(clock, stats)
+        self._now += 0.5
+        return self.tick(tick.clock, tick.stats, tick.values, self._now)
+
+    def tick(
+        self,
+        clock: tuple[m.Field, ...],
+        stats: tuple[m.Field, ...],
+        values: Sequence[Any],
+        seconds: float,
+    ) -> Any:
+        """The records of one tick that nobody checked."""
+        packed = b""
+        if (clock, stats) not in self._schemas:
+            schema = m.Schema(len(self._schemas), clock, stats)
+            self._schemas[clock, stats] = schema
+            packed = wire.encode_record(schema)
+        schema = self._schemas[clock, stats]
+        if wire.has_fixed_layout(schema):
+            return packed + ticks.pack_fixed(schema, seconds, values)
+        return packed + wire.encode_text_tick(schema, seconds, values)
+
+
+def blocks_of(*logged: Tick) -> list[wire.Block]:
+    """The blocks of some ticks of one producer."""
+    return Stream().blocks(*logged)
+
+
+class MemoryFile:
+    """A file as arrays: what a plan must do to it, done as simply as possible."""
+
+    def __init__(self) -> None:
+        self.state: FileState | None = None
+        self.values: dict[Key, list[Any]] = {}
+        self.rows: dict[Key, list[int]] = {}
+
+    def publish(self, blocks: Sequence[wire.Block]) -> Plan:
+        plan = plan_append(self.state, blocks, START, self.read)
+        columns = dict(self.state.columns) if self.state else {}
+        for change in plan.appends:
+            self._append(change, columns)
+        self.state = FileState("", plan.rows, {}, columns, "running", START, 0)
+        return plan
+
+    def read(self, column: Column) -> Iterator[Array]:
+        values = self.values[column.group, column.name]
+        yield np.array(values, numpy_dtype(column.dtype)).reshape(len(values), *column.shape)
+
+    def _append(self, change: Append, columns: dict[Key, Column]) -> None:
+        key = (change.after.group, change.after.name)
+        assert change.before == columns.get(key)
+        assert change.values.dtype == numpy_dtype(change.after.dtype)
+        assert change.values.flags.c_contiguous
+        assert change.values.shape[1:] == change.after.shape
+        old = change.before.length if change.before else 0
+        assert change.after.length == old + len(change.values)
+        assert change.after.dense == (change.rows is None)
+        columns[key] = change.after
+        self.values.setdefault(key, []).extend(change.values)
+        if change.rows is not None:
+            self.rows.setdefault(key, []).extend(change.rows.tolist())
+
+    def logged(self) -> dict[Key, dict[int, Any]]:
+        """The values of each column by their rows."""
+        assert self.state is not None
+        found = {}
+        for key, values in self.values.items():
+            column = self.state.columns[key]
+            rows = range(self.state.rows) if column.dense else self.rows[key]
+            found[key] = dict(zip(rows, values, strict=True))
+        return found
+
+
+def expected_of(logged: Iterable[Tick]) -> dict[Key, dict[int, Any]]:
+    """What a file should hold of some ticks, but for the daemon's own clocks."""
+    expected: dict[Key, dict[int, Any]] = {}
+    for row, (clock, stats) in enumerate(logged):
+        for group, values in (("time", clock), ("stats", stats)):
+            for name, value in values.items():
+                if group == "stats" or name not in layout.OWN_CLOCKS:
+                    expected.setdefault((group, name), {})[row] = value
+    return expected
+
+
+def same(stored: Any, given: Any) -> bool:
+    """Whether a stored value is the value that was logged, exactly."""
+    if isinstance(given, str):
+        return bytes(stored).replace(b"\xc0\x80", b"\0").decode() == given
+    with np.errstate(invalid="ignore"):
+        a = np.asarray(stored).astype(np.longdouble)
+        b = np.asarray(given).astype(np.longdouble)
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def assert_holds(file: Mapping[Key, Mapping[int, Any]], logged: Sequence[Tick]) -> None:
+    """Fail unless a file holds just what was logged, and the daemon's clocks."""
+    expected = expected_of(logged)
+    own = {("time", name) for name in layout.OWN_CLOCKS} if logged else set()
+    assert set(file) == set(expected) | own
+    for key, values in expected.items():
+        assert file[key].keys() == values.keys(), key
+        for row, value in values.items():
+            assert same(file[key][row], value), (key, row, file[key][row], value)
+    if logged:
+        updates = file["time", "num_updates"]
+        assert updates == {row: row + 1 for row in range(len(logged))}
+
+
+def splits(size: int) -> st.SearchStrategy[list[int]]:
+    """Cuts of a sequence into pieces, empty ones included."""
+    return st.lists(st.integers(0, size), max_size=4).map(lambda cuts: [0, *sorted(cuts), size])
+
+
+@given(st.data(), tick_sequences())
+def test_any_ticks_in_any_publications_come_to_the_same(
+    data: st.DataObject, logged: list[Tick]
+) -> None:
+    blocks = blocks_of(*logged)
+    file = MemoryFile()
+    cuts = data.draw(splits(len(blocks)))
+    for start, stop in itertools.pairwise(cuts):
+        assert file.publish(blocks[start:stop]).problems == ()
+    assert_holds(file.logged(), logged)
+
+
+def test_ticks_alike_make_dense_columns_in_their_types() -> None:
+    plan = plan_append(
+        None,
+        blocks_of(*[({"step": i}, {"loss": i / 2, "best": i > 1, "w": [i, 2]}) for i in range(3)]),
+        START,
+        lambda column: [],
+    )
+    found = {(a.after.group, a.after.name): a for a in plan.appends}
+    assert plan.rows == 3
+    assert all(a.rows is None and a.after.dense and a.before is None for a in plan.appends)
+    assert found["time", "time_elapsed"].values.tolist() == [0.5, 1.0, 1.5]
+    assert found["time", "num_updates"].values.tolist() == [1, 2, 3]
+    assert found["time", "time"].values.dtype == np.dtype("S14")
+    assert found["time", "step"].after == Column("time", "step", np.dtype("i8"), (), 3, True)
+    assert found["stats", "best"].after.dtype == np.dtype("?")
+    assert found["stats", "w"].after == Column("stats", "w", np.dtype("<i8"), (2,), 3, True)
+    assert found["stats", "w"].after.row_bytes == 16
+
+
+def test_a_column_that_begins_late_knows_its_rows() -> None:
+    file = MemoryFile()
+    file.publish(blocks_of(({}, {"a": 1.0}), ({}, {"a": 2.0})))
+    file.publish(blocks_of(({}, {"a": 3.0, "b": 1.0}), ({}, {"a": 4.0, "b": 2.0})))
+    assert file.rows == {("stats", "b"): [2, 3]}
+
+
+def test_a_column_that_misses_a_row_gets_the_numbers_of_all_its_rows() -> None:
+    file = MemoryFile()
+    file.publish(blocks_of(({}, {"a": 1.0}), ({}, {"a": 2.0})))
+    file.publish(blocks_of(({}, {"b": 1.0}), ({}, {"a": 3.0})))
+    assert file.rows[("stats", "a")] == [0, 1, 3]
+    file.publish(blocks_of(({}, {"a": 4.0})))
+    assert file.rows[("stats", "a")] == [0, 1, 3, 4]
+
+
+def test_a_column_without_any_new_value_becomes_sparse_once() -> None:
+    file = MemoryFile()
+    file.publish(blocks_of(({}, {"a": 1.0}), ({}, {"a": 2.0})))
+    assert [a.after.name for a in file.publish(blocks_of(({}, {"b": 1.0}))).appends][-2:] == [
+        "a",
+        "b",
+    ]
+    later = file.publish(blocks_of(({}, {"b": 2.0})))
+    assert "a" not in [a.after.name for a in later.appends]
+    assert file.rows[("stats", "a")] == [0, 1]
+
+
+def test_nothing_new_plans_nothing() -> None:
+    file = MemoryFile()
+    file.publish(blocks_of(({}, {"a": 1.0})))
+    assert file.publish([]).appends == ()
+
+
+def test_blocks_of_two_producers_keep_the_order_of_arrival() -> None:
+    one, two = Stream(), Stream()
+    blocks = [
+        *one.blocks(({}, {"a": 1.0})),
+        *two.blocks(({"step": 1}, {"a": 2})),
+        *one.blocks(({}, {"a": 3.0}), ({}, {"a": 4.0})),
+        *two.blocks(({"step": 1}, {"a": 5})),
+    ]
+    file = MemoryFile()
+    file.publish(blocks)
+    assert list(file.logged()["stats", "a"].values()) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert file.rows == {("time", "step"): [1, 4]}
+
+
+def test_many_short_blocks_of_schemas_that_take_turns_are_handled_by_the_column(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Stream()
+    blocks = [
+        block
+        for i in range(500)
+        for block in stream.blocks(({"step": i}, {"a": i / 2} if i % 2 else {"b": i, "t": "x"}))
+    ]
+    assert len(blocks) == 500
+    fetched = []
+    for kind in (wire.FixedBlock, wire.TextBlock):
+        real = kind.column
+        monkeypatch.setattr(
+            kind, "column", lambda self, i, real=real: fetched.append(i) or real(self, i)
+        )
+    plan_append(None, blocks, START, lambda column: [])
+    assert len(fetched) == 5  # once for each field of either schema
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("text", 1.0),
+        (1.0, "text"),
+        (1.0, [1.0]),
+        ([1.0, 2.0], [1.0]),
+        ("text", [1.0]),
+        ([1], True),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_a_value_that_does_not_fit_is_refused_and_costs_nothing_else(
+    first: Any, second: Any, together: bool
+) -> None:
+    one, two = Stream(), Stream()
+    blocks = [
+        *one.blocks(({}, {"x": first, "y": 1.0})),
+        *two.blocks(({}, {"x": second, "y": 2.0}), ({}, {"x": second, "y": 3.0})),
+        *one.blocks(({}, {"x": first, "y": 4.0})),
+    ]
+    file = MemoryFile()
+    plans = [file.publish(blocks)] if together else [file.publish([block]) for block in blocks]
+    problems = [problem for plan in plans for problem in plan.problems]
+    assert [(p.group, p.name, p.values) for p in problems] == [("stats", "x", 2)]
+    assert "'x'" in str(problems[0])
+    assert "another name" in str(problems[0])
+    logged = [({}, {"x": first, "y": 1.0}), ({}, {"y": 2.0}), ({}, {"y": 3.0})]
+    assert_holds(file.logged(), [*logged, ({}, {"x": first, "y": 4.0})])
+
+
+def test_the_clocks_of_the_daemon_cannot_be_overruled() -> None:
+    stream = Stream()
+    clock = (m.Field("num_updates", m.INT), m.Field("step", m.INT))
+    payload = stream.tick(clock, (), (77, 5), START)
+    (_, block) = wire.StreamDecoder().decode(payload)
+    assert isinstance(block, wire.Block)
+    file = MemoryFile()
+    (problem,) = file.publish([block]).problems
+    assert (problem.group, problem.name, problem.values) == ("time", "num_updates", 1)
+    assert file.logged()["time", "num_updates"] == {0: 1}
+    assert file.logged()["time", "step"] == {0: 5}
+
+
+def test_an_array_with_more_dimensions_than_hdf5_has_is_refused() -> None:
+    for rank, refused in ((31, 0), (32, 1)):
+        field = m.Field("x", m.Kind("<f8", (1,) * rank))
+        payload = Stream().tick((), (field,), (np.ones(1).tobytes(),), START)
+        (_, block) = wire.StreamDecoder().decode(payload)
+        assert isinstance(block, wire.Block)
+        assert len(MemoryFile().publish([block]).problems) == refused
+
+
+def test_columns_of_mle_logging_take_exact_values_and_longer_text() -> None:
+    columns = {
+        ("stats", "loss"): Column("stats", "loss", np.dtype("f4"), (), 1, True),
+        ("stats", "note"): Column("stats", "note", np.dtype("S5000"), (), 1, True),
+        ("time", "time"): Column("time", "time", np.dtype("S5000"), (), 1, True),
+    }
+    state = FileState("", 1, {}, columns, "", 0.0, 0)
+    plan = plan_append(state, blocks_of(({}, {"loss": 0.1, "note": "ä"})), START, lambda c: [])
+    after = {a.after.name: a.after for a in plan.appends}
+    assert after["loss"].dtype == np.dtype("f8")
+    assert after["note"].dtype == Text(0)
+    assert after["time"].dtype == np.dtype("S14")
+    assert plan.problems == ()

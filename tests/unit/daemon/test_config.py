@@ -1,0 +1,43 @@
+"""The addresses that a daemon may listen at."""
+
+from __future__ import annotations
+
+import pytest
+
+from mle_daemon.config import checked_endpoint
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("tcp://127.0.0.1:5555", "tcp://127.0.0.1:5555"),
+        ("tcp://127.8.9.1:5555", "tcp://127.8.9.1:5555"),
+        ("tcp://localhost:5555", "tcp://127.0.0.1:5555"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:*"),
+        ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*"),
+    ],
+)
+def test_loopback_is_taken(given: str, used: str) -> None:
+    assert checked_endpoint(given) == used
+    assert checked_endpoint(used) == used
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0", "*", "192.168.0.1", "[::]", "[::1]", "example.org", "127.0.0.1.example.org", "127"],
+)
+def test_what_others_could_reach_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=r"other machines.*127\.0\.0\.1 only"):
+        checked_endpoint(f"tcp://{address}:5555")
+
+
+@pytest.mark.parametrize("text", ["", "5555", "ipc:///tmp/s", "tcp://", "tcp://:1", "tcp://5555"])
+def test_what_is_no_tcp_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"give tcp://127\.0\.0\.1:PORT"):
+        checked_endpoint(text)
+
+
+@pytest.mark.parametrize("port", ["", "65536", "-1", "x", "²", "1 "])
+def test_what_is_no_port_is_refused(port: str) -> None:
+    with pytest.raises(ValueError, match="is no port"):
+        checked_endpoint(f"tcp://127.0.0.1:{port}")
