@@ -112,6 +112,20 @@ def timed(statement: str, now: Callable[[], int], **names: Any) -> Block:
     return block
 
 
+def fine_median(values: Sequence[int], step: float) -> float:
+    """The median of times from a clock with coarse steps, interpolated within the step.
+
+    A clock of 10 ns tells a tick of 100 ns from one of 110 only by how often it shows which.
+    """
+    return statistics.median_grouped(values, step)
+
+
+def clock_step(now: Callable[[], int]) -> int:
+    """The smallest step between two readings of a clock, in its unit."""
+    readings = [now() for _ in range(2_000)]
+    return min(b - a for a, b in itertools.pairwise(readings) if b > a)
+
+
 def percentile(values: Iterable[float], share: float) -> float:
     """The value below which a share (0 to 1) of the values lies."""
     ordered = sorted(values)
@@ -179,7 +193,7 @@ def _version(package: str) -> str:
 
 @contextmanager
 def watching() -> Iterator[dict[str, float]]:
-    """See how long something takes and how busy the machine is with other things meanwhile.
+    """See how long something takes, and how busy the machine is with other things meanwhile.
 
     Yields:
         A dict that has, afterwards, `wall_s`, and `others_cores`: how many cores processes that

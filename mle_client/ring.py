@@ -112,16 +112,15 @@ class Segment:
 
 
 def _create_segment(path: str, size: int, producer: ProducerId, spilled: bool) -> Segment:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        # Reserved now: a mapped page that cannot be backed later would be a SIGBUS in training.
-        os.posix_fallocate(fd, 0, size)
-        buffer = mmap.mmap(fd, size)
-    except OSError:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
+    # A file object, not a descriptor: should a signal handler raise just here, it is closed still.
+    with open(path, "x+b", buffering=0) as file:
+        try:
+            # Reserved now: a mapped page that cannot be backed later would be a SIGBUS in training.
+            os.posix_fallocate(file.fileno(), 0, size)
+            buffer = mmap.mmap(file.fileno(), size)
+        except BaseException:
+            os.unlink(path)
+            raise
     words = memoryview(buffer)[:HEADER_BYTES].cast("Q")
     words[END_WORD] = HEADER_BYTES
     buffer[24:40] = producer

@@ -316,6 +316,9 @@ class Transport:
             case m.Expect(producer, position):
                 if channel := self._channels.get(producer):
                     channel.session.expected(position)
+                    for wait in tuple(self._waits.values()):
+                        if wait.channel is channel:
+                            wait.sent = False
             case m.Refused(producer, reason):
                 self._refused(producer, reason)
             case m.Notice(producer, reason):

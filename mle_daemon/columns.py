@@ -31,6 +31,7 @@ from mle_daemon.values import (
     Array,
     Dtype,
     Text,
+    is_varying,
     join_numbers,
     join_text,
     numpy_dtype,
@@ -69,8 +70,8 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Bytes of one value in the column; of text of varying length, of the reference to it."""
-        dtype = numpy_dtype(self.dtype)
-        size = REFERENCE_BYTES if dtype.hasobject else dtype.itemsize
+        varying = is_varying(self.dtype)
+        size = REFERENCE_BYTES if varying else numpy_dtype(self.dtype).itemsize
         for length in self.shape:
             size *= length
         return size

@@ -59,6 +59,7 @@ class Core:
         self._publish_waiters: list[
             tuple[e.Client, int, dict[m.RunId, dict[m.ProducerId, int]]]
         ] = []
+        self._stop_waiters: list[tuple[e.Client, int]] = []
         self._late_flushes: list[tuple[e.Client, int, m.ProducerId, int]] = []
         self._heard: dict[e.Client, float] = {}
         self._out: list[e.Instruction] = []
@@ -213,14 +214,14 @@ class Core:
 
     def _flush(self, client: e.Client, token: int, producer: m.ProducerId, position: int) -> None:
         run = self._run(producer)
-        if run is None or producer not in run.members:
-            known = producer in self._ended or producer in self._streams
-            if producer in self._streams:  # its first piece is being journaled
-                self._late_flushes.append((client, token, producer, position))
-                return
-            self._send(client, m.Done(token, "" if known else "the daemon does not know this run"))
-            return
-        run.wait(Waiter(client, token), {producer: position})
+        if run is not None and producer in run.members:
+            run.wait(Waiter(client, token), {producer: position})
+        elif producer in self._streams:  # its first piece is being journaled
+            self._late_flushes.append((client, token, producer, position))
+        elif producer in self._ended:
+            self._send(client, m.Done(token, ""))
+        else:  # nothing came of this stream yet; the client will ask again behind it
+            self._send(client, m.Expect(producer, 0))
 
     def _publish_asked(self, client: e.Client, token: int, path: str) -> None:
         """A reader wants what was journaled by now."""
@@ -232,8 +233,9 @@ class Core:
         self._publish_waiters.append((client, token, wanted))
 
     def _stop_asked(self, event: e.StopAsked) -> None:
-        if self.stopping is None or self.stopping.client == e.NOBODY:
-            self.stopping = event
+        self.stopping = event if self.stopping is None else self.stopping
+        if event.client != e.NOBODY:
+            self._stop_waiters.append((event.client, event.token))
         for run in self.runs.values():
             run.wanted_now = True
             for member in run.members.values():
@@ -574,8 +576,8 @@ class Core:
         if any(run.status != RUNNING for run in self.runs.values()):
             return  # about to be sealed
         self._left = True
-        if stopping.client != e.NOBODY:
-            self._send(stopping.client, m.Done(stopping.token, ""))
+        for client, token in self._stop_waiters:
+            self._send(client, m.Done(token, ""))
         self._out.append(e.Leave(asked=not stopping.idle))
 
     # --- answers ------------------------------------------------------------------------------
@@ -608,9 +610,11 @@ class Core:
 
 
 def _is_under(run: RunState, path: str) -> bool:
-    """Whether a run's file is at a path or below it."""
+    """Whether a run's file, or the file it will be merged into, is at a path or below it."""
     folder = path.rstrip("/") + "/"
-    return run.path == path or f"{run.run.directory}/".startswith(folder)
+    return path in (run.path, layout.merged_log_path(run.run.directory)) or run.path.startswith(
+        folder
+    )
 
 
 def _unfit(run: object, root: str) -> str:

@@ -24,6 +24,7 @@ from h5py import h5a, h5d, h5g, h5p, h5s, h5t
 from mle_client import layout
 from mle_client.messages import Run
 from mle_daemon.columns import Append, Column, FileState, Plan
+from mle_daemon.events import PublishRun
 from mle_daemon.h5file import (
     H5File,
     Id,
@@ -37,7 +38,7 @@ from mle_daemon.h5file import (
     set_text,
     write_rows,
 )
-from mle_daemon.values import REFERENCE_BYTES, Dtype, Text, convert, numpy_dtype
+from mle_daemon.values import REFERENCE_BYTES, Dtype, Text, convert, is_varying, numpy_dtype
 
 # Chunks grow with the column, to 1/8 of it at most: a short run wastes little, and the index of a
 # column stays a single node up to a million numbers.  At 32 KiB, 256 KiB and 2 MiB a column is
@@ -47,7 +48,9 @@ CHUNK_SHARE: Final = 8
 SEALED_CHUNK_ROWS: Final = 16_384
 SEALED_CHUNK_BYTES: Final = 2**20  # HDF5 caches a chunk of this size, but none that is larger
 COMPRESS_BYTES: Final = 16 * 1024  # in smaller datasets there is nothing to gain
+VARYING_CHUNK_ROWS: Final = 256  # of text of varying length, which would leave holes if it moved
 _DATASET_BYTES: Final = 16 * 1024  # header and index of a dataset, generously
+_ATTRIBUTE_BYTES: Final = 256 * 1024  # the few texts and attributes of a file, generously
 
 
 # --- a publication --------------------------------------------------------------------------------
@@ -94,24 +97,31 @@ def mark(file: Id, seed_id: str, state: FileState) -> None:
             set_number(seed, name, np.int64(count))
 
 
-def growth(plan: Plan) -> int:
+def growth(job: PublishRun, plan: Plan) -> int:
     """Bytes by which a file grows at the most when a plan is carried out."""
-    total = sum(
-        _growth(change) + (_growth(_rows_append(change)) if change.rows is not None else 0)
-        for change in plan.appends
-    )
-    return total + total // 8 + _DATASET_BYTES
+    total = _ATTRIBUTE_BYTES + 128 * len(job.applied)
+    for change in plan.appends:
+        total += _growth(change, job.file)
+        if change.rows is not None:
+            total += _growth(_rows_append(change), job.file)
+    if job.file is None:
+        total += 4 * (len(job.run.config_text) + len(job.run.config_json))
+    return total + total // 8
 
 
-def _growth(change: Append) -> int:
+def _growth(change: Append, file: FileState | None) -> int:
     before, after, values = change.before, change.after, change.values
     total = values.nbytes + 2 * _chunk_rows(after) * after.row_bytes + _DATASET_BYTES
-    if values.dtype.hasobject:
-        total += sum(len(value) + REFERENCE_BYTES for value in values)
+    if is_varying(after.dtype):
+        total += 2 * sum(len(value) + REFERENCE_BYTES for value in values)
     if before is not None and (
         before.sealed or before.dtype != after.dtype or _chunk_rows(before) != _chunk_rows(after)
     ):
         total += before.length * after.row_bytes
+        if is_varying(before.dtype) and file is not None:
+            total += 2 * file.size
+        elif is_varying(after.dtype):
+            total += 2 * before.length * (before.row_bytes + REFERENCE_BYTES)
     return total
 
 
@@ -168,6 +178,8 @@ def _is_cramped(dataset: Id, after: Column) -> bool:
 
 def _chunk_rows(column: Column) -> int:
     """Rows in a chunk of a column that grows."""
+    if is_varying(column.dtype):
+        return VARYING_CHUNK_ROWS
     row_bytes = max(1, column.row_bytes)
     share = column.length * row_bytes // CHUNK_SHARE
     size = max((size for size in CHUNK_BYTES if size <= share), default=CHUNK_BYTES[0])

@@ -156,7 +156,8 @@ class Store:
             h5edit.append(file, job.seed_id, plan)
             h5edit.mark(file, job.seed_id, after)
 
-        staged = self._stage(after.run, path if before else None, h5edit.growth(plan), edit)
+        room = h5edit.growth(job, plan)
+        staged = self._stage(after.run, path if before else None, room, edit)
         if before is None:
             self._put_aside(path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -176,8 +177,9 @@ class Store:
             held = h5file.describe(source, path, size)
             if (held.run, held.rows) != (state.run, state.rows):
                 raise LogDamaged(path, _CHANGED)
+            # Text of varying length may lie less densely in the copy.
             staged = self._stage(
-                state.run, None, size, lambda file: h5edit.copy_compact(source, file)
+                state.run, None, 2 * size, lambda file: h5edit.copy_compact(source, file)
             )
             try:
                 _compare(source, staged, path)

@@ -50,6 +50,11 @@ def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
     return dtype
 
 
+def is_varying(dtype: Dtype) -> bool:
+    """Whether values are texts of varying length, which HDF5 keeps apart from the column."""
+    return numpy_dtype(dtype).hasobject
+
+
 # --- numbers --------------------------------------------------------------------------------------
 Part: TypeAlias = tuple[np.dtype[Any], Iterable[Array]]
 

@@ -183,6 +183,10 @@ class Interrupted(BaseException):
     """As KeyboardInterrupt is raised: between any two steps."""
 
 
+# A file that is being opened when the exception comes is closed by the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_an_exception_at_any_instant_loses_no_finished_tick(stage: Stage) -> None:
     armed = False
 

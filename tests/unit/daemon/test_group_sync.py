@@ -147,7 +147,7 @@ def test_an_error_is_reported_and_the_thread_goes_on(
     journal.append([(b"x",)])
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", failing)
-        assert not sync.sync_now(SOON_S)
+        assert not sync.sync_now(NEVER_S)
     position, error = reports[-1]
     assert position == before
     assert isinstance(error, JournalWriteError)

@@ -200,10 +200,9 @@ def test_a_segment_that_cannot_be_cut_back_is_left(
             journal.append([(b"x" * 2000,)])
     assert (folder / "00000001.mlej").stat().st_size == good.offset + 1000
 
-    position = journal.append([(b"after",)])
-
-    assert position.segment == 2
-    assert records(folder) == [b"before", b"after"]
+    assert journal.append([(b"after",)]).segment == 2
+    assert journal.append([(b"and on",)]).segment == 2
+    assert records(folder) == [b"before", b"after", b"and on"]
     assert verdicts(folder) == {1: "torn", 2: "clean"}
 
 
@@ -295,6 +294,15 @@ def test_a_rotation_that_fails_changes_nothing(journal: Journal, folder: Path) -
     assert caught.value.needed == HEADER_BYTES + FRAME_BYTES + 500
     assert [path.name for path in folder.iterdir()] == ["00000001.mlej"]
     assert records(folder) == [b"before", b"after"]
+
+
+def test_a_file_that_has_the_next_name_is_not_touched(journal: Journal, folder: Path) -> None:
+    (folder / "00000002.mlej").write_bytes(b"somebody else's")
+
+    with pytest.raises(JournalWriteError, match="File exists"):
+        journal.rotate([])
+    assert (folder / "00000002.mlej").read_bytes() == b"somebody else's"
+    assert journal.rotate([]) == 3
 
 
 def test_the_name_of_a_new_segment_is_synced(

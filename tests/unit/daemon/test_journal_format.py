@@ -89,6 +89,15 @@ def test_tail_that_is_no_frame_is_torn(tail: bytes) -> None:
     assert str(len(tail)) in result.problem
 
 
+def test_cut_record_whose_beginning_has_its_crc_is_torn() -> None:
+    beginning = b"m" + struct.pack("<I", zlib.crc32(b"m"))
+    whole = beginning + struct.pack("<I", zlib.crc32(beginning))
+    assert zlib.crc32(beginning) == zlib.crc32(whole)
+    data, _ = segment((whole,))
+
+    assert fmt.scan(data[:-4], 1).verdict == "torn"
+
+
 @pytest.mark.parametrize("size", range(16))
 def test_torn_header_is_an_empty_segment(size: int) -> None:
     result = fmt.scan(fmt.header(1)[:size], 1)

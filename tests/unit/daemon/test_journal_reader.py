@@ -24,12 +24,12 @@ def write_segment(folder: Path, number: int, *records: bytes) -> Path:
 
 
 def test_segments_are_listed_by_number_with_their_sizes(tmp_path: Path) -> None:
-    for number in (100_000_000, 2, 11):
+    for number in (100_000_000, 99_999_999, 11):
         write_segment(tmp_path, number, b"x" * number.bit_length())
 
     found = [(file.number, file.size) for file in list_segments(str(tmp_path))]
 
-    assert found == [(2, 16 + 12 + 2), (11, 16 + 12 + 4), (100_000_000, 16 + 12 + 27)]
+    assert found == [(11, 28 + 4), (99_999_999, 28 + 27), (100_000_000, 28 + 27)]
 
 
 def test_a_folder_that_is_not_there_has_no_segments(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_folder_and_a_link_are_no_segments(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "00000001.mlej").mkdir()
     (tmp_path / "link").mkdir()
-    (tmp_path / "link" / "00000001.mlej").symlink_to(tmp_path)
+    (tmp_path / "link" / "00000001.mlej").symlink_to(write_segment(tmp_path, 1, b"a"))
 
     for name in ("folder", "link"):
         with pytest.raises(LogDamaged, match="plain file"):

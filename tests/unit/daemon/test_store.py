@@ -145,6 +145,19 @@ def content(path: str) -> dict[str, Any]:
     return found
 
 
+def note_rooms(patch: pytest.MonkeyPatch) -> list[int]:
+    """What is reserved for each publication from now on; a file must not need more."""
+    rooms: list[int] = []
+    real = h5edit.growth
+
+    def growth(job: PublishRun, plan: Plan) -> int:
+        rooms.append(real(job, plan))
+        return rooms[-1]
+
+    patch.setattr(h5edit, "growth", growth)
+    return rooms
+
+
 # --- what is in the file --------------------------------------------------------------------------
 @pytest.mark.parametrize("image_bytes", [store.IMAGE_BYTES, 0], ids=["memory", "copy"])
 @settings(max_examples=settings().max_examples // 4)
@@ -154,9 +167,7 @@ def test_any_ticks_in_any_publications_are_in_the_file_exactly(
 ) -> None:
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "IMAGE_BYTES", image_bytes)
-        plans: list[Plan] = []
-        real = h5edit.growth
-        patch.setattr(h5edit, "growth", lambda plan: plans.append(plan) or real(plan))
+        rooms = note_rooms(patch)
         log = Log(root)
         log.open()
         blocks = blocks_of(*logged)
@@ -166,7 +177,7 @@ def test_any_ticks_in_any_publications_are_in_the_file_exactly(
             assert log.publish(blocks[start:stop], applied={"ab": stop}) == ()
             assert log.state is not None
             assert log.store.inspect(log.path) == log.state
-            assert log.state.size <= size + real(plans[-1])  # so that the reserved room suffices
+            assert log.state.size <= size + rooms[-1]
             if data.draw(st.booleans()):
                 log.state = Store(root).inspect(log.path)
         assert_holds(read(log.path), logged)
@@ -177,7 +188,7 @@ def test_any_ticks_in_any_publications_are_in_the_file_exactly(
         size = log.state.size
         log.publish(blocks_of(*logged))
         assert_holds(read(log.path), [*logged, *logged])
-        assert log.state.size <= size + real(plans[-1])
+        assert log.state.size <= size + rooms[-1]
         assert log.staged() == []
 
 
@@ -215,6 +226,31 @@ def test_long_texts_empty_texts_and_nuls_survive(log: Log) -> None:
         dataset = file["seed_1/stats/t"]
         assert dataset.attrs[layout.STRING_ATTR] == 1
         assert [v.replace(b"\xc0\x80", b"\0").decode() for v in dataset[:]] == texts
+
+
+@settings(max_examples=settings().max_examples // 4)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 10, 200, 2100, 4090, 60_000]), min_size=1, max_size=100),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_texts_of_any_length_need_no_more_room_than_is_reserved(lengths: list[list[int]]) -> None:
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        rooms = note_rooms(patch)
+        log = Log(root, config_text="x" * 300_000, config_json="y" * 300_000)
+        log.open()
+        stream, size = Stream(), 0
+        for i, some in enumerate(lengths):
+            log.publish(stream.blocks(*[({}, {"t": "x" * n, "u": "y" * (n % 7)}) for n in some]))
+            assert log.state is not None
+            assert log.state.size <= size + rooms[-1]
+            if i == 1:
+                log.seal()
+            size = log.state.size
+        found = read(log.path)["stats", "t"].values()
+        assert [len(text) for text in found] == [n for some in lengths for n in some]
 
 
 def test_texts_without_nul_are_not_marked(log: Log) -> None:

@@ -1,0 +1,273 @@
+"""From the first tick until everything is closed: time, and CPU time of all processes.
+
+Some processes log as fast as they can.  Three *systems* take turns: ours, until every log file is
+complete; the naive sender (`naive`), until its file is closed; and a loop that makes the same ticks
+and logs them nowhere, which shows what is left when that is taken off.
+
+CPU time is that of the producers, from their first tick until `close()` has returned, and of the
+process that writes, from then until its end: for ours that has the daemon's sealing of the files
+and its leaving in it.  After each run the ticks in the files are counted.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+
+from benchmarks import harness, naive
+from benchmarks.harness import Goal, Result, Table
+from benchmarks.workspace import private_folders, workspace
+from mle_client import MLELogger
+
+NAME: Final = "end_to_end"
+OURS, NAIVE, LOOP = "ours", "naive", "loop alone"
+_SPAWN: Final[SpawnContext] = multiprocessing.get_context("spawn")
+_TIMEOUT_S: Final = 600.0
+_STATISTIC: Final = "train_loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Args:
+        ticks: {producers at once: ticks of each}.
+        rounds: how often each system runs.
+    """
+
+    ticks: dict[int, int]
+    rounds: int
+
+
+SIZES: Final = {
+    "full": Size({1: 500_000, 8: 200_000}, rounds=7),
+    "quick": Size({1: 200_000, 8: 50_000}, rounds=3),
+    "tiny": Size({1: 500, 2: 500}, rounds=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one system.
+
+    Args:
+        ticks: of all producers.
+        wall_s: from the first tick of any until everything is closed.
+        calls_s: from the first tick of any until the last `update()` of all has returned.
+        producers_cpu_s: of all producers together.
+        writer_cpu_s: of the daemon, or of the naive sink.
+        file_bytes: of what is on disk in the end.
+    """
+
+    ticks: int
+    wall_s: float
+    calls_s: float
+    producers_cpu_s: float
+    writer_cpu_s: float = 0.0
+    file_bytes: int = 0
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU time a tick of all processes."""
+        return (self.producers_cpu_s + self.writer_cpu_s) / self.ticks * 1e6
+
+
+def run(size: Size) -> Result:
+    """Let the systems take turns with each number of producers."""
+    rows: list[tuple[Any, ...]] = []
+    goals = []
+    figures: dict[str, Any] = {}
+    for producers, ticks in size.ticks.items():
+        harness.tell(f"{NAME}: {producers} x {ticks:,} ticks")
+        systems: dict[str, Callable[[], Run]] = {
+            OURS: partial(run_ours, producers, ticks),
+            NAIVE: partial(run_naive, producers, ticks),
+            LOOP: partial(run_loop, producers, ticks),
+        }
+        rounds = harness.interleaved(systems, size.rounds)
+        figures[f"{producers} x {ticks}"] = rounds
+        rows += [(f"{producers} x {ticks:,}", name, *_row(rounds, name)) for name in systems]
+        ratio = harness.median(each[OURS].cpu_us / each[NAIVE].cpu_us for each in rounds)
+        goals.append(Goal(f"CPU of all processes a tick, {producers} producers, x naive", 1.0, ratio))
+    title = "First tick until all is closed, medians over the rounds; CPU in us a tick"
+    columns = (
+        *("producers", "system", "ticks/s", "calls/s", "CPU producers", "CPU writer", "CPU all"),
+        *("CPU less loop", "x naive", "bytes a tick"),
+    )
+    return Result(NAME, (Table(title, columns, tuple(rows)),), tuple(goals), figures)
+
+
+def _row(rounds: list[dict[str, Run]], name: str) -> tuple[Any, ...]:
+    def middle(figure: Callable[[dict[str, Run]], float]) -> float:
+        return harness.median(figure(each) for each in rounds)
+
+    return (
+        middle(lambda each: each[name].ticks / each[name].wall_s),
+        middle(lambda each: each[name].ticks / each[name].calls_s),
+        middle(lambda each: each[name].producers_cpu_s / each[name].ticks * 1e6),
+        middle(lambda each: each[name].writer_cpu_s / each[name].ticks * 1e6),
+        middle(lambda each: each[name].cpu_us),
+        middle(lambda each: each[name].cpu_us - each[LOOP].cpu_us),
+        middle(lambda each: each[name].cpu_us / each[NAIVE].cpu_us),
+        middle(lambda each: each[name].file_bytes / each[name].ticks),
+    )
+
+
+# --- the systems ----------------------------------------------------------------------------------
+def run_ours(producers: int, ticks: int, save: bool = False) -> Run:
+    """Log through the daemon.  Args: save: with every tick."""
+    with workspace() as space:
+        folder = str(space.root / "run")
+        team = _Team(producers, partial(_open_ours, folder, save), ticks)
+        with team:
+            before = space.daemon_cpu_s()
+            found = team.work()
+        writer = space.stop() - before
+        files = [space.log_file("run", seed) for seed in range(producers)]
+        for path in files:
+            with h5py.File(path) as file:
+                stored = len(file[f"{path.stem.removeprefix('log_')}/stats/{_STATISTIC}"])
+            _check(stored, ticks, path)
+        return found.run(found.closed_at, writer, sum(path.stat().st_size for path in files))
+
+
+def run_naive(producers: int, ticks: int) -> Run:
+    """Send the ticks to a process that appends them to a file."""
+    with private_folders() as folder:
+        address, path = f"ipc://{folder}/sink", folder / "ticks"
+        ours, its = _SPAWN.Pipe(duplex=False)
+        process = _SPAWN.Process(target=naive.sink, args=(address, path, producers, its))
+        process.start()
+        its.close()
+        with ours, _ended(process):
+            _receive(ours)
+            with _Team(producers, partial(naive.Sender, address), ticks) as team:
+                found = team.work()
+            stored: naive.Stored = _receive(ours)
+        _check(naive.count_ticks(path), producers * ticks, path)
+        return found.run(stored.closed_at, stored.cpu_s, path.stat().st_size)
+
+
+def run_loop(producers: int, ticks: int) -> Run:
+    """Make the ticks and let them go."""
+    with _Team(producers, _Nowhere, ticks) as team:
+        found = team.work()
+    return found.run(found.closed_at, 0.0, 0)
+
+
+def _check(found: int, expected: int, path: Path) -> None:
+    if found != expected:
+        raise RuntimeError(f"{path} holds {found} ticks and not {expected}")
+
+
+class _Nowhere:
+    def update(self, clock: dict[str, Any], stats: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Saving:
+    """Our logger, with save=True in every call."""
+
+    def __init__(self, log: MLELogger) -> None:
+        update = log.update
+        self.update = lambda clock, stats: update(clock, stats, save=True)
+        self.close = log.close
+
+
+def _open_ours(folder: str, save: bool, seed: int) -> Any:
+    log = MLELogger(experiment_dir=folder, seed_id=seed)
+    return _Saving(log) if save else log
+
+
+# --- producers ------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """What one producer did; times on the monotonic clock, which all processes share."""
+
+    began_at: float
+    called_at: float
+    closed_at: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _TeamTiming:
+    ticks: int
+    began_at: float
+    called_at: float
+    closed_at: float
+    cpu_s: float
+
+    def run(self, closed_at: float, writer_cpu_s: float, file_bytes: int) -> Run:
+        wall, calls = closed_at - self.began_at, self.called_at - self.began_at
+        return Run(self.ticks, wall, calls, self.cpu_s, writer_cpu_s, file_bytes)
+
+
+class _Team(AbstractContextManager["_Team"]):
+    """Processes that are ready to log, and begin at one word."""
+
+    def __init__(self, producers: int, open_logger: Callable[..., Any], ticks: int) -> None:
+        self._ticks = producers * ticks
+        self._processes: list[SpawnProcess] = []
+        self._pipes: list[Connection] = []
+        for seed in range(producers):
+            ours, its = _SPAWN.Pipe()
+            process = _SPAWN.Process(target=_produce, args=(open_logger, seed, ticks, its))
+            process.start()
+            its.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+        for pipe in self._pipes:
+            _receive(pipe)
+
+    def work(self) -> _TeamTiming:
+        """Let all log at once, and wait until all have closed."""
+        for pipe in self._pipes:
+            pipe.send("go")
+        timings: list[_Timing] = [_receive(pipe) for pipe in self._pipes]
+        return _TeamTiming(
+            self._ticks,
+            min(each.began_at for each in timings),
+            max(each.called_at for each in timings),
+            max(each.closed_at for each in timings),
+            sum(each.cpu_s for each in timings),
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            _end(process)
+
+
+def _produce(open_logger: Callable[..., Any], seed: int, ticks: int, to_parent: Connection) -> None:
+    """Log ticks as fast as possible, when told to.  Runs in a process of its own."""
+    keywords = {} if open_logger is _Nowhere or _is_naive(open_logger) else {"seed": seed}
+    losses = np.random.default_rng(seed).normal(size=ticks).tolist()
+    log = open_logger(**keywords)
+    to_parent.send("ready")
+    to_parent.recv()
+    began_at, cpu_s = time.monotonic(), time.process_time()
+    update = log.update
+    for i in range(ticks):
+        update(
+            {"num_steps": i, "num_epochs": i >> 7},
+            {_STATISTIC: losses[i], "test_loss": losses[-1 - i]},
+        )
+    called_at = time.monotonic()
+    log.close()
+    to_parent.send(_Timing(began_at, called_at, time.monotonic(), time.process_time() - cpu_s))
