@@ -1,4 +1,7 @@
-"""`python -m benchmarks [names] [--size full|quick|tiny] [--check]`: run them, print what they find."""
+"""Run benchmarks, print what they find, and keep every figure.
+
+python -m benchmarks [name ...] [--size full|quick|tiny] [--check]
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure what logging costs."
+    )
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
     parser.add_argument("--size", choices=("full", "quick", "tiny"), default="full")
     parser.add_argument("--quick", action="store_true", help="the same as --size quick")

@@ -82,7 +82,9 @@ def with_numbers(lines: list[str]) -> list[str]:
     text = text.replace("type(v0) is T0 and ", "")
     text = text.replace("len(clock_tick) == 3", "len(clock_tick) == 2")
     text = text.replace("0xD3, v0", "0xD3, number")
-    text = text.replace("        written = False", "        nonlocal number\n        written = False")
+    text = text.replace(
+        "        written = False", "        nonlocal number\n        written = False"
+    )
     text = text.replace("at = take()", "at = take(); number += 1")
     return text.replace("    limit = -1", "    limit = -1\n    number = 0").splitlines()
 

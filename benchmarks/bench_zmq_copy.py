@@ -102,7 +102,9 @@ def measure(socket: Any, size: int) -> None:
         sending, letting_go = (1e6 * min(column) for column in zip(*results, strict=True))
         sending -= 1e6 * timer
         how = "copy=True" if copy else "copy=False, track=True"
-        print(f"{size:>8}  {how:<22}{sending:>12.1f}{letting_go:>15.1f}{sending + letting_go:>10.1f}")
+        print(
+            f"{size:>8}  {how:<22}{sending:>12.1f}{letting_go:>15.1f}{sending + letting_go:>10.1f}"
+        )
 
 
 if __name__ == "__main__":

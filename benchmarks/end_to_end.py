@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -53,7 +53,7 @@ class Size:
 SIZES: Final = {
     "full": Size({1: 500_000, 8: 200_000}, rounds=7),
     "quick": Size({1: 200_000, 8: 50_000}, rounds=3),
-    "tiny": Size({1: 500, 2: 500}, rounds=1),
+    "tiny": Size({2: 200}, rounds=1),
 }
 
 
@@ -99,7 +99,9 @@ def run(size: Size) -> Result:
         figures[f"{producers} x {ticks}"] = rounds
         rows += [(f"{producers} x {ticks:,}", name, *_row(rounds, name)) for name in systems]
         ratio = harness.median(each[OURS].cpu_us / each[NAIVE].cpu_us for each in rounds)
-        goals.append(Goal(f"CPU of all processes a tick, {producers} producers, x naive", 1.0, ratio))
+        goals.append(
+            Goal(f"CPU of all processes a tick, {producers} producers, x naive", 1.0, ratio)
+        )
     title = "First tick until all is closed, medians over the rounds; CPU in us a tick"
     columns = (
         *("producers", "system", "ticks/s", "calls/s", "CPU producers", "CPU writer", "CPU all"),
@@ -128,9 +130,9 @@ def _row(rounds: list[dict[str, Run]], name: str) -> tuple[Any, ...]:
 def run_ours(producers: int, ticks: int, save: bool = False) -> Run:
     """Log through the daemon.  Args: save: with every tick."""
     with workspace() as space:
-        folder = str(space.root / "run")
-        team = _Team(producers, partial(_open_ours, folder, save), ticks)
-        with team:
+        open_logger = partial(_open_ours, str(space.root / "run"))
+        log_all = _log_and_save_all if save else _log_all
+        with _Team(producers, ticks, open_logger, log_all) as team:
             before = space.daemon_cpu_s()
             found = team.work()
         writer = space.stop() - before
@@ -139,7 +141,7 @@ def run_ours(producers: int, ticks: int, save: bool = False) -> Run:
             with h5py.File(path) as file:
                 stored = len(file[f"{path.stem.removeprefix('log_')}/stats/{_STATISTIC}"])
             _check(stored, ticks, path)
-        return found.run(found.closed_at, writer, sum(path.stat().st_size for path in files))
+        return found.ended(found.closed_at, writer, sum(path.stat().st_size for path in files))
 
 
 def run_naive(producers: int, ticks: int) -> Run:
@@ -152,18 +154,18 @@ def run_naive(producers: int, ticks: int) -> Run:
         its.close()
         with ours, _ended(process):
             _receive(ours)
-            with _Team(producers, partial(naive.Sender, address), ticks) as team:
+            with _Team(producers, ticks, partial(_open_naive, address)) as team:
                 found = team.work()
             stored: naive.Stored = _receive(ours)
         _check(naive.count_ticks(path), producers * ticks, path)
-        return found.run(stored.closed_at, stored.cpu_s, path.stat().st_size)
+        return found.ended(stored.closed_at, stored.cpu_s, path.stat().st_size)
 
 
 def run_loop(producers: int, ticks: int) -> Run:
     """Make the ticks and let them go."""
-    with _Team(producers, _Nowhere, ticks) as team:
+    with _Team(producers, ticks, _Nowhere) as team:
         found = team.work()
-    return found.run(found.closed_at, 0.0, 0)
+    return found.ended(found.closed_at, 0.0, 0)
 
 
 def _check(found: int, expected: int, path: Path) -> None:
@@ -172,6 +174,9 @@ def _check(found: int, expected: int, path: Path) -> None:
 
 
 class _Nowhere:
+    def __init__(self, seed: int) -> None:
+        pass
+
     def update(self, clock: dict[str, Any], stats: dict[str, Any]) -> None:
         pass
 
@@ -179,18 +184,29 @@ class _Nowhere:
         pass
 
 
-class _Saving:
-    """Our logger, with save=True in every call."""
-
-    def __init__(self, log: MLELogger) -> None:
-        update = log.update
-        self.update = lambda clock, stats: update(clock, stats, save=True)
-        self.close = log.close
+def _open_ours(folder: str, seed: int) -> MLELogger:
+    return MLELogger(experiment_dir=folder, seed_id=seed)
 
 
-def _open_ours(folder: str, save: bool, seed: int) -> Any:
-    log = MLELogger(experiment_dir=folder, seed_id=seed)
-    return _Saving(log) if save else log
+def _open_naive(address: str, seed: int) -> naive.Sender:
+    return naive.Sender(address)
+
+
+def _log_all(log: Any, losses: list[float]) -> None:
+    for i, loss in enumerate(losses):
+        log.update(
+            {"num_steps": i, "num_epochs": i >> 7},
+            {_STATISTIC: loss, "test_loss": losses[-1 - i]},
+        )
+
+
+def _log_and_save_all(log: Any, losses: list[float]) -> None:
+    for i, loss in enumerate(losses):
+        log.update(
+            {"num_steps": i, "num_epochs": i >> 7},
+            {_STATISTIC: loss, "test_loss": losses[-1 - i]},
+            save=True,
+        )
 
 
 # --- producers ------------------------------------------------------------------------------------
@@ -212,7 +228,7 @@ class _TeamTiming:
     closed_at: float
     cpu_s: float
 
-    def run(self, closed_at: float, writer_cpu_s: float, file_bytes: int) -> Run:
+    def ended(self, closed_at: float, writer_cpu_s: float, file_bytes: int) -> Run:
         wall, calls = closed_at - self.began_at, self.called_at - self.began_at
         return Run(self.ticks, wall, calls, self.cpu_s, writer_cpu_s, file_bytes)
 
@@ -220,13 +236,20 @@ class _TeamTiming:
 class _Team(AbstractContextManager["_Team"]):
     """Processes that are ready to log, and begin at one word."""
 
-    def __init__(self, producers: int, open_logger: Callable[..., Any], ticks: int) -> None:
+    def __init__(
+        self,
+        producers: int,
+        ticks: int,
+        open_logger: Callable[[int], Any],
+        log_all: Callable[[Any, list[float]], None] = _log_all,
+    ) -> None:
         self._ticks = producers * ticks
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         for seed in range(producers):
             ours, its = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_produce, args=(open_logger, seed, ticks, its))
+            work = (open_logger, log_all, seed, ticks, its)
+            process = _SPAWN.Process(target=_produce, args=work)
             process.start()
             its.close()
             self._processes.append(process)
@@ -254,20 +277,42 @@ class _Team(AbstractContextManager["_Team"]):
             _end(process)
 
 
-def _produce(open_logger: Callable[..., Any], seed: int, ticks: int, to_parent: Connection) -> None:
+def _produce(
+    open_logger: Callable[[int], Any],
+    log_all: Callable[[Any, list[float]], None],
+    seed: int,
+    ticks: int,
+    to_parent: Connection,
+) -> None:
     """Log ticks as fast as possible, when told to.  Runs in a process of its own."""
-    keywords = {} if open_logger is _Nowhere or _is_naive(open_logger) else {"seed": seed}
     losses = np.random.default_rng(seed).normal(size=ticks).tolist()
-    log = open_logger(**keywords)
+    log = open_logger(seed)
     to_parent.send("ready")
     to_parent.recv()
     began_at, cpu_s = time.monotonic(), time.process_time()
-    update = log.update
-    for i in range(ticks):
-        update(
-            {"num_steps": i, "num_epochs": i >> 7},
-            {_STATISTIC: losses[i], "test_loss": losses[-1 - i]},
-        )
+    log_all(log, losses)
     called_at = time.monotonic()
     log.close()
     to_parent.send(_Timing(began_at, called_at, time.monotonic(), time.process_time() - cpu_s))
+
+
+def _receive(pipe: Connection) -> Any:
+    if not pipe.poll(_TIMEOUT_S):
+        raise TimeoutError(f"a process of the benchmark said nothing for {_TIMEOUT_S:g} s")
+    return pipe.recv()
+
+
+def _end(process: SpawnProcess) -> None:
+    process.join(_TIMEOUT_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+
+
+@contextmanager
+def _ended(process: SpawnProcess) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _end(process)

@@ -149,9 +149,7 @@ def interleaved(variants: Mapping[str, Callable[[], T]], rounds: int) -> list[di
     Returns:
         One dict a round, {variant: what it returned}.
     """
-    return [
-        {name: variants[name]() for name in rotated(variants, turn)} for turn in range(rounds)
-    ]
+    return [{name: variants[name]() for name in rotated(variants, turn)} for turn in range(rounds)]
 
 
 def fresh(function: Callable[..., T], *arguments: Any) -> T:

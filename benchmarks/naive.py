@@ -1,4 +1,4 @@
-"""What one would write in an afternoon: ticks in batches of 100 over ZeroMQ to a process with a file.
+"""What one would write in an afternoon: batches of ticks, over ZeroMQ, to a process with a file.
 
 Nothing is safe with it: a killed trainer takes its batch and ZeroMQ's queue along, and what is in
 the file needs reading and sorting before anybody can plot it.  So what it costs is what merely

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.harness import Goal, Result, Table, Tick
-from benchmarks.workspace import workspace
+from benchmarks.workspace import Workspace, workspace
 
 NAME: Final = "update_cost"
 FLOOR, UPDATE, SAVE = "floor", "update", "update(save=True)"
@@ -68,7 +68,7 @@ def _alternating(i: int, x: float) -> Tick:
     return _clock(i), {"train_loss": x, "test_loss": x + 1}
 
 
-# Name -> (the i-th tick, from a float; its share of the calls, since the floor keeps all in memory).
+# Name -> (the i-th tick from a float, its share of the calls: the floor keeps all in memory).
 CASES: Final[dict[str, tuple[Callable[[int, float], Tick], float]]] = {
     _MAIN_CASE: (_plain, 1.0),
     "2 clocks + 50 statistics": (_scalars(50), 0.2),
@@ -90,7 +90,7 @@ def run(size: Size) -> Result:
     figures = {}
     for case in size.cases or tuple(CASES):
         harness.tell(f"{NAME}: {case}")
-        spent = harness.fresh(measure, case, size)
+        spent = harness.fresh(_measure_alone, case, size)
         figures[case] = {kind: list(map(_block_figures, spent[kind])) for kind in spent}
         rows += [(case, *row) for row in _rows(spent, figures[case])]
     table = Table(
@@ -107,7 +107,12 @@ def run(size: Size) -> Result:
     return Result(NAME, (table,), tuple(goals), figures)
 
 
-def measure(case: str, size: Size) -> dict[str, list[array[int]]]:
+def _measure_alone(case: str, size: Size) -> dict[str, list[array[int]]]:
+    with workspace() as space:
+        return measure(space, case, size)
+
+
+def measure(space: Workspace, case: str, size: Size) -> dict[str, list[array[int]]]:
     """Measure one case.
 
     Returns:
@@ -116,17 +121,16 @@ def measure(case: str, size: Size) -> dict[str, list[array[int]]]:
     make, share = CASES[case]
     calls = max(20, int(size.calls * share))
     batches = _batches(make, calls)
-    with workspace() as space:
-        log = space.logger("run")
-        for clock, stats in next(batches):  # the first ticks go the general way
-            log.update(clock, stats)
-        blocks = _blocks(log)
-        spent: dict[str, list[array[int]]] = {kind: [] for kind in blocks}
-        for turn in range(size.blocks):
-            ticks = next(batches)
-            for kind in harness.rotated(blocks, turn):
-                spent[kind].append(blocks[kind](ticks))
-        report = log.close(60.0)
+    log = space.logger(case)
+    for clock, stats in next(batches):  # the first ticks go the general way
+        log.update(clock, stats)
+    blocks = _blocks(log)
+    spent: dict[str, list[array[int]]] = {kind: [] for kind in blocks}
+    for turn in range(size.blocks):
+        ticks = next(batches)
+        for kind in harness.rotated(blocks, turn):
+            spent[kind].append(blocks[kind](ticks))
+    report = log.close(60.0)
     if (report.delivered, report.lost) != ((2 * size.blocks + 1) * calls, 0):
         raise RuntimeError(f"this is what became of the ticks: {report}")
     return spent

@@ -27,6 +27,7 @@ MAX_KEYS = 10_000  # clocks and statistics in one tick
 MAX_KEY_BYTES = 4_096  # UTF-8 bytes of one key
 MAX_STRING_BYTES = 64 * 1024  # UTF-8 bytes of one string value; longer text belongs in an artifact
 MAX_TICK_BYTES = 16 * 2**20  # one encoded tick; larger arrays belong in an artifact
+MAX_DIMENSIONS = 31  # of an array; HDF5 has 32, and one is the tick
 MAX_CONFIG_BYTES = 8 * 2**20  # a configuration file
 MAX_SCHEMAS = 4_096  # combinations of keys and types that one producer may use
 MAX_FRAME_BYTES = 32 * 2**20  # anything larger on the socket is not ours

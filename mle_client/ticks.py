@@ -189,6 +189,8 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
             f"{name!r} holds items of type {array.dtype}: log arrays of numbers; "
             "other objects are stored by save_extra()"
         )
+    if array.ndim > m.MAX_DIMENSIONS:
+        raise ValueError(f"{name!r} has {array.ndim} dimensions; {m.MAX_DIMENSIONS} is the most")
     little = array.dtype.newbyteorder("<")
     return array if array.dtype == little and array is value else array.astype(little, copy=False)
 

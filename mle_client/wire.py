@@ -356,7 +356,7 @@ def _unpack_fields(packed: list[Any]) -> tuple[m.Field, ...]:
         scalar = code in ("i8", "f8", "b1", "str") and not shape
         if not isinstance(name, str) or len(name.encode()) > m.MAX_KEY_BYTES:
             raise ProtocolError("a key is no string or too long")
-        if not (scalar or code in m.ARRAY_CODES) or len(shape) > 32:
+        if not (scalar or code in m.ARRAY_CODES) or len(shape) > m.MAX_DIMENSIONS:
             raise ProtocolError(f"{code!r} with shape {shape!r} is no type of this protocol")
         if not all(type(length) is int and 0 <= length <= m.MAX_TICK_BYTES for length in shape):
             raise ProtocolError("an array's shape is out of bounds")

@@ -43,7 +43,8 @@ class DaemonConfig:
     # A client may be this far ahead of its acks: about 10 ms of a fast disk, so that waiting for
     # an ack never slows a client down, and eight of them cannot fill the daemon's memory.
     window_bytes: int = 4 * 2**20
-    # Unpublished ticks of all runs in memory.  Past it the largest tail is published first.
+    # Unpublished ticks of all runs in memory.  Past it clients keep what they have, in their rings
+    # and spill files, until a publication makes room.
     tail_limit_bytes: int = 256 * 2**20
 
     # How soon a trainer that was killed is noticed and the rest of its ring is read.

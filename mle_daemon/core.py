@@ -59,6 +59,8 @@ class Core:
         self._publish_waiters: list[
             tuple[e.Client, int, dict[m.RunId, dict[m.ProducerId, int]]]
         ] = []
+        self._is_full = False
+        self._put_off: dict[m.ProducerId, e.Client] = {}
         self._stop_waiters: list[tuple[e.Client, int]] = []
         self._late_flushes: list[tuple[e.Client, int, m.ProducerId, int]] = []
         self._heard: dict[e.Client, float] = {}
@@ -85,8 +87,8 @@ class Core:
                 self._run_not_opened(run_id, error, final, now)
             case e.Published():
                 self._published(event, now)
-            case e.PublishFailed(run_id, error):
-                self._publish_failed(run_id, error, now)
+            case e.PublishFailed(run_id, error, reopen):
+                self._publish_failed(run_id, error, reopen, now)
             case e.Sealed(run_id, file, error):
                 self._sealed(run_id, file, error, now)
             case e.ProducerGone(producer):
@@ -100,8 +102,8 @@ class Core:
                 self._stop_asked(event)
             case e.Tick():
                 pass
-        if not self._replaying and not self._staged:
-            self._schedule(now)
+        if not (self._replaying or self._staged or isinstance(event, e.Received)):
+            self._schedule(now)  # once a round, not for each of its thousand messages
         out, self._out = self._out, []
         return out
 
@@ -175,6 +177,9 @@ class Core:
             self._acknowledge(client, self._ended[producer], self._ended[producer].position)
             return
         stream = self._streams.get(producer) or Stream(producer)
+        if self._is_full and client != e.NOBODY:
+            self._put_off[producer] = client  # it keeps what is not acknowledged
+            return
         try:
             piece = stream.stage(position, payload)
             if piece is not None:
@@ -447,11 +452,14 @@ class Core:
             if member.client is not None:
                 self._acknowledge(member.client, self._streams[producer], member.published)
 
-    def _publish_failed(self, run_id: m.RunId, error: str, now: float) -> None:
+    def _publish_failed(self, run_id: m.RunId, error: str, reopen: bool, now: float) -> None:
         run = self.runs[run_id]
         if run.error != error:
             self._notice(run, error)
         run.publication_failed(error, now)
+        if reopen:
+            run.opened = False
+            self._open_at[run_id] = now
         self._answer_failed(run, error)
 
     def _answer_failed(self, run: RunState, error: str) -> None:
@@ -524,6 +532,11 @@ class Core:
                     self._out.append(run.begin_publication())
             elif run.complete:
                 self._seal(run_id, run, now)
+        self._is_full = self.tail_bytes >= self.config.tail_limit_bytes
+        if self._put_off and not self._is_full:
+            for producer, client in self._put_off.items():
+                self._send(client, m.Expect(producer, self.position(producer)))
+            self._put_off = {}
         self._answer_waiters()
         self._drop_segments()
         if self.stopping is not None:

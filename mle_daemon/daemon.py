@@ -83,6 +83,7 @@ class Daemon:
         self._signalled: list[e.Event] = []
         self._stuck: set[m.ProducerId] = set()  # rings that do not fit the journal; told once
         self._next_scan = self._next_beat = 0.0
+        self._sync_failed = False
         self._give_up_at = float("inf")
         self._journal: Journal
         self._server: Server
@@ -127,7 +128,6 @@ class Daemon:
     def _loop(self) -> None:
         while self._leave is None:
             now = time.monotonic()
-            self._server.listen(self._core.tail_bytes < self._config.tail_limit_bytes)
             good, bad = self._server.wait(self._wait_s(now))
             for client, reason in bad:
                 _LOG.warning("a client sent what is no message: %s", reason)
@@ -152,7 +152,13 @@ class Daemon:
             self._server.send(client, m.Status(message.token, self._status()))
             return
         self._last_work = time.monotonic()
-        self._deliver(e.Received(client, message))
+        try:
+            self._deliver(e.Received(client, message))
+        except Exception as error:  # a mistake of ours; it must not take the other runs along
+            _LOG.exception("a %s message could not be handled", type(message).__name__)
+            producer = message.producer if isinstance(message, m.Data) else m.NO_PRODUCER
+            reason = f"the daemon failed at it ({type(error).__name__}); see its log"
+            self._server.send(client, m.Refused(producer, reason))
 
     def _housekeeping(self, now: float) -> None:
         """What is done now and then."""
@@ -163,7 +169,8 @@ class Daemon:
             self._next_beat = now + BEAT_EVERY_S
             with contextlib.suppress(OSError):  # somebody removed the folder; the log says so
                 touch_endpoint(self._config.root)
-        if self._journal.end.offset >= self._config.journal_segment_bytes:
+        if self._sync_failed or self._journal.end.offset >= self._config.journal_segment_bytes:
+            self._sync_failed = False
             self._rotate()
         if self._core.stopping is not None and self._give_up_at == float("inf"):
             self._give_up_at = now + _DRAIN_TIMEOUT_S
@@ -239,6 +246,7 @@ class Daemon:
         """Called by the syncing thread."""
         if error is not None:
             _LOG.error("the journal cannot be synced: %s", error)
+            self._sync_failed = True  # what that segment holds is not to be relied on
 
     # --- rings --------------------------------------------------------------------------------
     def _scan_rings(self, now: float) -> None:

@@ -88,10 +88,16 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class PublishFailed:
-    """A publication failed; the published file is what it was."""
+    """A publication failed.
+
+    Args:
+        reopen: the published file is no longer the daemon's: somebody removed or changed it.
+            Otherwise it is what it was.
+    """
 
     run_id: m.RunId
     error: str
+    reopen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

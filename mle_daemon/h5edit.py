@@ -234,6 +234,13 @@ def copy_compact(source: H5File, target: Id) -> None:
                 _copy_dataset(dataset, group, stored)
 
 
+def compact_room(state: FileState, size: int) -> int:
+    """Bytes that a compact copy takes at the most.  Args: size: of the log."""
+    # Text of varying length may lie less densely than it did.
+    varying = any(is_varying(column.dtype) for column in state.columns.values())
+    return size * (2 if varying else 1) + size // 8 + _ATTRIBUTE_BYTES
+
+
 def differences(source: H5File, copy: H5File) -> list[str]:
     """The paths of datasets that are not in both files with the same values."""
     paths = _dataset_paths(source)

@@ -50,16 +50,7 @@ class Server:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
-        self._listening = False
-        self.listen(True)
-
-    def listen(self, wanted: bool) -> None:
-        """Take messages in, or leave them where they are: the clients will wait."""
-        if wanted and not self._listening:
-            self._poller.register(self._socket, zmq.POLLIN)
-        elif not wanted and self._listening:
-            self._poller.unregister(self._socket)
-        self._listening = wanted
+        self._poller.register(self._socket, zmq.POLLIN)
 
     def wake(self) -> None:
         """End the present wait.  May be called from any thread and from signal handlers."""
@@ -80,7 +71,7 @@ class Server:
         good: list[tuple[Client, m.Request]] = []
         bad: list[tuple[Client, str]] = []
         size = 0
-        while self._listening and len(good) + len(bad) < _ROUND_MESSAGES and size < _ROUND_BYTES:
+        while len(good) + len(bad) < _ROUND_MESSAGES and size < _ROUND_BYTES:
             try:
                 identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

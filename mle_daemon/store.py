@@ -177,9 +177,9 @@ class Store:
             held = h5file.describe(source, path, size)
             if (held.run, held.rows) != (state.run, state.rows):
                 raise LogDamaged(path, _CHANGED)
-            # Text of varying length may lie less densely in the copy.
+            room = h5edit.compact_room(state, size)
             staged = self._stage(
-                state.run, None, 2 * size, lambda file: h5edit.copy_compact(source, file)
+                state.run, None, room, lambda file: h5edit.copy_compact(source, file)
             )
             try:
                 _compare(source, staged, path)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from mle_client.errors import LogDamaged, LogNotFound
 from mle_daemon import events as e
 from mle_daemon.store import Store
 
@@ -76,7 +77,8 @@ class Writer:
         try:
             file, problems = self._store.publish(job)
         except Exception as error:
-            return e.PublishFailed(job.run.run_id, _say(error))
+            gone = isinstance(error, LogDamaged | LogNotFound)
+            return e.PublishFailed(job.run.run_id, _say(error), reopen=gone)
         return e.Published(job.run.run_id, file, time.monotonic() - started, problems)
 
 

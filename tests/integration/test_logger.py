@@ -480,3 +480,17 @@ def test_importing_the_logger_loads_nothing_heavy() -> None:
         env=daemons.environment(),
     )  # fmt: skip
     assert done.stdout == "set()\n"
+
+
+def test_a_log_that_somebody_removes_is_begun_anew(served: Path) -> None:
+    said: list[MLEError] = []
+    path = served / "run/logs/log_no_seed_provided.hdf5"
+    with MLELogger(str(served / "run"), on_error=said.append) as log:
+        log.update({}, {"x": 1})
+        assert log.flush()
+        path.unlink()
+        log.update({}, {"x": 2})
+        daemons.wait_for(log.flush)
+        assert h5_column(path, "stats/x").tolist() == [2]
+    assert said
+    assert load_log(str(served / "run")).state == "finished"

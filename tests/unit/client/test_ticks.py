@@ -78,6 +78,7 @@ def test_values_in_many_forms_are_taken(value: Any, kind: m.Kind, plain: Any) ->
         ({"x": "\ud800"}, ValueError, "surrogates"),
         ({"x": "a" * (m.MAX_STRING_BYTES + 1)}, ValueError, "extra objects"),
         ({"x": np.zeros(m.MAX_TICK_BYTES, np.uint8), "y": [1]}, ValueError, "extra objects"),
+        ({"x": np.zeros((1,) * 32)}, ValueError, "dimensions"),
         ({1: 1.0}, TypeError, "keys must be strings"),
         ({"\ud800": 1.0}, ValueError, "surrogates"),
         ({"k" * (m.MAX_KEY_BYTES + 1): 1.0}, ValueError, "longest"),

@@ -1,0 +1,155 @@
+"""The benchmarks run, at sizes at which their figures mean nothing, so that they never rot.
+
+Each checks by itself that what it timed was also done: all ticks are in the files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import end_to_end, growth, harness, update_cost
+from benchmarks.harness import Goal, Result, Table
+from benchmarks.workspace import cpu_s, workspace
+
+
+def assert_is_complete(result: Result) -> None:
+    """Every row has a cell for every column, and every figure is a number."""
+    assert result.tables
+    for table in result.tables:
+        assert table.rows
+        for row in table.rows:
+            assert len(row) == len(table.columns)
+            assert all(math.isfinite(cell) for cell in row if isinstance(cell, float))
+    json.dumps(dataclasses.asdict(result), default=str)
+    assert harness.describe(result)
+
+
+# --- the benchmarks -------------------------------------------------------------------------------
+def test_every_case_of_update_cost_can_be_measured() -> None:
+    size = update_cost.SIZES["tiny"]
+
+    with workspace() as space:
+        spent = {case: update_cost.measure(space, case, size) for case in update_cost.CASES}
+
+    for blocks in spent.values():
+        assert {update_cost.FLOOR, update_cost.UPDATE, update_cost.SAVE} < set(blocks)
+        assert all(len(each) == size.blocks for each in blocks.values())
+
+
+def test_update_cost_reports_its_goal() -> None:
+    tiny = update_cost.SIZES["tiny"]
+
+    result = update_cost.run(dataclasses.replace(tiny, cases=("2 clocks + 2 statistics",)))
+
+    assert_is_complete(result)
+    assert [goal.limit for goal in result.goals] == [4.0, 4.0]
+
+
+def test_growth_reports_each_length_in_each_view() -> None:
+    size = growth.SIZES["tiny"]
+
+    result = growth.run(size)
+
+    assert_is_complete(result)
+    assert [[row[0] for row in table.rows] for table in result.tables] == [[*size.lengths]] * 3
+
+
+def test_end_to_end_runs_every_system() -> None:
+    result = end_to_end.run(end_to_end.SIZES["tiny"])
+
+    assert_is_complete(result)
+    (table,) = result.tables
+    assert [row[1] for row in table.rows] == [
+        end_to_end.OURS,
+        end_to_end.NAIVE,
+        end_to_end.LOOP,
+    ]
+
+
+# --- the harness ----------------------------------------------------------------------------------
+def test_a_timed_loop_runs_its_statement_once_a_tick_and_times_each() -> None:
+    readings = iter(range(0, 1_000, 5))
+    seen: list[object] = []
+
+    spent = harness.timed("seen.append((clock, stats))", lambda: next(readings), seen=seen)(
+        [({"a": 1}, {"b": 2}), ({"a": 3}, {"b": 4})]
+    )
+
+    assert seen == [({"a": 1}, {"b": 2}), ({"a": 3}, {"b": 4})]
+    assert list(spent) == [5, 5]
+
+
+def test_nobody_is_always_first() -> None:
+    order: list[str] = []
+
+    rounds = harness.interleaved(
+        {name: lambda name=name: order.append(name) or name for name in "abc"}, 3
+    )
+
+    assert "".join(order) == "abcbcacab"
+    assert rounds == [{"a": "a", "b": "b", "c": "c"}] * 3
+
+
+def test_the_median_of_a_coarse_clock_lies_between_its_steps() -> None:
+    assert 100 < harness.fine_median([100] * 55 + [110] * 45, 10) < 110
+
+
+def test_a_fresh_process_is_another_one() -> None:
+    assert harness.fresh(os.getpid) != os.getpid()
+
+
+def test_the_cpu_time_of_a_process_is_what_it_says_itself() -> None:
+    before = time.process_time()
+    seen = cpu_s(os.getpid())
+    after = time.process_time()
+
+    assert before - 0.02 <= seen <= after + 0.02
+
+
+def test_a_result_is_kept_with_the_machine_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Result("some", (Table("a table", ("what", "ns"), (("it", 12.34),)),))
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setitem(program.BENCHMARKS, "some", FakeBenchmark(result))
+
+    assert program.main(["some", "--size", "tiny"]) == 0
+
+    assert "12.3" in capsys.readouterr().out
+    (path,) = tmp_path.glob("some-*.json")
+    kept = json.loads(path.read_text())
+    assert kept["command"] == "python -m benchmarks some --size tiny"
+    assert kept["machine"]["cores"] == os.cpu_count()
+    assert kept["machine"]["numpy"][0].isdigit()
+    assert kept["result"]["tables"][0]["rows"] == [["it", 12.34]]
+
+
+@pytest.mark.parametrize(("measured", "status"), [(1.0, 0), (1.01, 1)])
+def test_a_missed_goal_fails_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: float, status: int
+) -> None:
+    result = Result("some", (), (Goal("it", 1.0, measured),))
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setitem(program.BENCHMARKS, "some", FakeBenchmark(result))
+
+    assert program.main(["some", "--size", "tiny", "--check"]) == status
+
+
+@dataclasses.dataclass
+class FakeBenchmark:
+    """A benchmark that has its result already."""
+
+    SIZES: ClassVar = {"tiny": None}
+    result: Result
+
+    def run(self, size: None) -> Result:
+        return self.result
