@@ -51,7 +51,7 @@ def source_of(schema: m.Schema, direct: tuple[Any, ...]) -> list[str]:
 
 def without_protection(lines: list[str]) -> list[str]:
     """The same, but any thread may write at any time."""
-    kept = [line for line in lines if line.strip() != "give(at)" or "else" in line]
+    kept = [line for line in lines if line.strip() != "give(at)"]
     kept = [line.replace("at = take()", "at = words[1]") for line in kept]
     return [line if line.strip() != "else:" else f"{line} pass" for line in kept]
 

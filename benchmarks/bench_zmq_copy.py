@@ -4,15 +4,17 @@
 
 Sends `memoryview`s from a DEALER to a ROUTER in another process, over ipc, as the sender thread
 does, with copy=True and with copy=False and track=True.  Numbers are CPU time, so that other
-programs on the machine change them little, and the least of many rounds: of the thread that sends, and of the thread in which
-pyzmq lets go of what it did not copy.  A thread holds the GIL for a part of its CPU time.  In
-pyzmq the copy itself is made without it, so what does not grow with the size bounds that part.
+programs on the machine change them little, and the least of many rounds.  They are those of the
+thread that sends, and of the thread in which pyzmq lets go of what it did not copy.  A thread holds
+the GIL for a part of its CPU time.  pyzmq makes the copy itself without it, so what does not grow
+with the size bounds that part.
 
 The decision that rests on it is docs/decisions/0002-copy-frames-into-zeromq.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import statistics
 import tempfile
@@ -69,7 +71,7 @@ def releasing_time() -> float:
 def timer_cost() -> float:
     """Seconds that `thread_time` adds to what is between two of its calls."""
     times = [time.thread_time() for _ in range(2001)]
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    return statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ _NOW: Final = time.perf_counter_ns
 _STEP_NS: Final = harness.clock_step(_NOW)
 _PACE_S: Final = 0.01  # between two bursts: sleeping between single ticks would cost more than they
 _EMPTY_BURSTS: Final = 50  # of which the cost of keeping the pace is learned
+_WARM_UP_LOOPS: Final = 200  # some milliseconds: a core that slept is slow at first
 _TIMEOUT_S: Final = 120.0
 
 
@@ -173,6 +174,8 @@ def _visit(space: Workspace, log: Any, ticks: Iterator[Tick], window: int) -> Vi
     these = list(itertools.islice(ticks, window))
     timer = harness.timed("pass", _NOW)
     update = harness.timed("log.update(clock, stats, save=True)", _NOW, log=log)
+    for _ in range(_WARM_UP_LOOPS):
+        timer(these)
     client, daemon = time.process_time(), space.daemon_cpu_s()
     spent = update(these)
     called_at = time.monotonic()
@@ -195,13 +198,15 @@ def _pace(space: Workspace, log: Any, ticks: Iterator[Tick], size: Size) -> Pace
     daemon, written = space.daemon_cpu_s(), space.daemon_written_bytes()
     begun = time.monotonic()
     client = _log_bursts(log, bursts)
-    return Pace(
+    found = Pace(
         time.monotonic() - begun,
         count * len(bursts),
         client - pacing_s,
         space.daemon_cpu_s() - daemon,
         space.daemon_written_bytes() - written,
     )
+    _flush(log)  # or else what is left would be published in the window of another run
+    return found
 
 
 def _log_bursts(log: Any, bursts: Sequence[Sequence[Tick]]) -> float:

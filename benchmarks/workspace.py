@@ -76,9 +76,8 @@ class Workspace:
         """
         if self._daemon.returncode is not None:
             raise ValueError("the daemon was stopped before")
-        self._daemon.send_signal(signal.SIGTERM)
-        killer = _killing_after(self._daemon, _STOP_TIMEOUT_S)
-        with killer:
+        os.kill(self._daemon.pid, signal.SIGTERM)  # `send_signal` would reap it had it ended
+        with _killing_after(self._daemon, _STOP_TIMEOUT_S):
             _, status, used = os.wait4(self._daemon.pid, 0)
         self._daemon.returncode = os.waitstatus_to_exitcode(status)
         assert self._daemon.stdout is not None

@@ -26,13 +26,17 @@ from mle_daemon.ingest import Piece, Stream, StreamGap
 from mle_daemon.runs import RUNNING, RunState, Waiter
 from mle_daemon.schedule import publish_at
 
-# A finished stream whose ring is gone needs no further answer; this many are kept in case the ring
-# cannot be seen from here.
+# A finished stream needs no further answer once its ring is gone; this many are kept of those whose
+# ring was never seen from here.
 _ENDED_KEPT: Final = 10_000
 _RETRY_OPEN_S: Final = 2.0
 # A run whose file name another run has waits so long for that one to end: a trainer that was killed
 # and started again comes before the daemon has noticed, at its next look at the rings.
 _NAME_WAIT_S: Final = 3.0
+_CLOSED: Final = (
+    "the daemon took this process for gone and has closed its stream; the ticks that it has not "
+    "acknowledged stay in the ring"
+)
 
 
 class Core:
@@ -54,7 +58,10 @@ class Core:
         self._run_of: dict[m.ProducerId, m.RunId] = {}
         self._ended: OrderedDict[m.ProducerId, Stream] = OrderedDict()
         self._staged: list[tuple[e.Client, Piece]] = []
-        self._segments: OrderedDict[int, dict[m.ProducerId, int]] = OrderedDict()
+        self._segments: dict[int, dict[m.ProducerId, int]] = {}
+        self._bases: set[int] = set()  # segments that begin with a state record
+        self._renamed: set[m.RunId] = set()  # not yet known to be in the journal
+        self._with_ring: set[m.ProducerId] = set()  # streams whose ring was seen
         self._open_at: dict[m.RunId, float] = {}  # runs that are not open, and when they are to be
         self._publish_waiters: list[
             tuple[e.Client, int, dict[m.RunId, dict[m.ProducerId, int]]]
@@ -90,11 +97,11 @@ class Core:
             case e.PublishFailed(run_id, error, reopen):
                 self._publish_failed(run_id, error, reopen, now)
             case e.Sealed(run_id, file, error):
-                self._sealed(run_id, file, error, now)
+                self._sealed(run_id, file, error)
             case e.ProducerGone(producer):
                 self._producer_gone(producer)
             case e.RingsSeen(producers):
-                self._forget_ended(producers)
+                self._rings_seen(producers)
             case e.PublishEverything():
                 for run in self.runs.values():
                     run.wanted_now = True
@@ -102,8 +109,10 @@ class Core:
                 self._stop_asked(event)
             case e.Tick():
                 pass
-        if not (self._replaying or self._staged or isinstance(event, e.Received)):
-            self._schedule(now)  # once a round, not for each of its thousand messages
+        # Once a round, not for each of its thousand messages; not before the first round, for until
+        # then there is nobody to carry out what is decided.
+        if not (self._replaying or self._staged or isinstance(event, e.Received | e.Recovered)):
+            self._schedule(now)
         out, self._out = self._out, []
         return out
 
@@ -173,30 +182,36 @@ class Core:
     def _data(
         self, client: e.Client, producer: m.ProducerId, position: int, payload: bytes
     ) -> None:
-        if producer in self._ended:
-            self._acknowledge(client, self._ended[producer], self._ended[producer].position)
+        if ended := self._ended.get(producer):
+            if client != e.NOBODY and position + len(payload) > ended.position:
+                self._send(client, m.Refused(producer, _CLOSED))
+            else:
+                self._acknowledge(client, ended, ended.position)
             return
         stream = self._streams.get(producer) or Stream(producer)
         if self._is_full and client != e.NOBODY:
             self._put_off[producer] = client  # it keeps what is not acknowledged
             return
         try:
-            piece = stream.stage(position, payload)
+            piece = stream.read(position, payload)
             if piece is not None:
                 self._check(stream, piece)
         except StreamGap:
-            self._send(client, m.Expect(producer, stream.position))
+            # While the journal fails, clients come back by themselves, when they get impatient.
+            if not self.degraded:
+                self._send(client, m.Expect(producer, stream.position))
             return
         except ProtocolError as error:
-            stream.roll_back()
             self._log("warning", f"refused a piece of stream {producer.hex()}: {error}")
             self._send(client, m.Refused(producer, str(error)))
             return
         if run := self._run(producer):
-            run.join(producer, client)
+            self._join(run, producer, client)
         if piece is None:
-            self._acknowledge_current(client, producer)
+            self._acknowledge_current(client, stream)
             return
+        stream.stage(piece)
+        self._streams[producer] = stream
         self._staged.append((client, piece))
         self._out.append(
             e.AppendJournal((wire.data_header(producer, piece.position), piece.payload))
@@ -210,12 +225,11 @@ class Core:
         ):
             raise ProtocolError("a stream begins with its run, and holds no other")
         run = self._run(stream.producer)
-        if run is not None and run.members[stream.producer].over and not self._replaying:
+        member = run.members[stream.producer] if run else None
+        if member is not None and member.over and not member.crashed:
             raise ProtocolError("a stream goes on behind its end")
-        if begins:
-            if why := _unfit(piece.records[0], self.config.root):
-                raise ProtocolError(why)
-            self._streams[stream.producer] = stream
+        if begins and (why := _unfit(piece.records[0], self.config.root)):
+            raise ProtocolError(why)
 
     def _flush(self, client: e.Client, token: int, producer: m.ProducerId, position: int) -> None:
         run = self._run(producer)
@@ -223,10 +237,10 @@ class Core:
             run.wait(Waiter(client, token), {producer: position})
         elif producer in self._streams:  # its first piece is being journaled
             self._late_flushes.append((client, token, producer, position))
-        elif producer in self._ended:
-            self._send(client, m.Done(token, ""))
-        else:  # nothing came of this stream yet; the client will ask again behind it
-            self._send(client, m.Expect(producer, 0))
+        elif ended := self._ended.get(producer):
+            self._send(client, m.Done(token, "" if position <= ended.position else _CLOSED))
+        elif not self.degraded and producer not in self._put_off:
+            self._send(client, m.Expect(producer, 0))  # it will ask again behind what it sends
 
     def _publish_asked(self, client: e.Client, token: int, path: str) -> None:
         """A reader wants what was journaled by now."""
@@ -236,6 +250,14 @@ class Core:
                 wanted[run_id] = {p: self._streams[p].position for p in run.members}
                 run.wanted_now = run.wanted_now or run.dirty
         self._publish_waiters.append((client, token, wanted))
+
+    def _join(self, run: RunState, producer: m.ProducerId, client: e.Client) -> None:
+        """A producer of a run is heard from, perhaps for the first time on this connection."""
+        known = run.members.get(producer)
+        is_new = known is None or known.client != client
+        run.join(producer, client)
+        if is_new and run.opened and run.seed_id != run.run.seed_id:
+            self._send(client, m.Renamed(producer, run.seed_id))
 
     def _stop_asked(self, event: e.StopAsked) -> None:
         self.stopping = event if self.stopping is None else self.stopping
@@ -252,13 +274,14 @@ class Core:
         if self.degraded:
             self._log("info", "the journal is being written again")
             self.degraded = ""
+        self._renamed.clear()
         staged, self._staged = self._staged, []
         latest: dict[m.ProducerId, e.Client] = {}
         for client, piece in staged:
             self._commit(segment, client, piece, now)
             latest[piece.producer] = client
         for producer, client in latest.items():
-            self._acknowledge_current(client, producer)
+            self._acknowledge_current(client, self._streams[producer])
         late, self._late_flushes = self._late_flushes, []
         for flush in late:
             self._flush(*flush)
@@ -272,15 +295,17 @@ class Core:
         if isinstance(first, m.Run):
             self._enter(first, piece.producer, now)
         run = self.runs[self._run_of[piece.producer]]
-        run.join(piece.producer, client)
+        self._join(run, piece.producer, client)
         run.add(piece, now)
 
     def _enter(self, run: m.Run, producer: m.ProducerId, now: float) -> None:
         """A stream belongs to a run, perhaps to a new one."""
         self._run_of[producer] = run.run_id
         if run.run_id not in self.runs:
-            path = layout.log_path(run.directory, run.seed_id)
-            self.runs[run.run_id] = RunState(run, run.seed_id, path)
+            before = self.recent.pop(run.run_id, None)  # a forked child outlives its parent's run
+            seed_id = before["seed_id"] if before else run.seed_id
+            path = layout.log_path(run.directory, seed_id)
+            self.runs[run.run_id] = RunState(run, seed_id, path)
             self._open_at[run.run_id] = now
 
     def _open_runs(self, now: float) -> None:
@@ -292,6 +317,7 @@ class Core:
             del self._open_at[run_id]
             if self._holder(run_id, run.path) is not None:
                 run.seed_id, run.path = self._free_name(run.run)
+                self._renamed.add(run_id)
                 self._out.append(e.AppendJournal((self._state_record([run_id]),)))
             self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
 
@@ -328,18 +354,25 @@ class Core:
             self._log("error", f"the journal cannot be written: {error}")
         self.degraded = error
         staged, self._staged = self._staged, []
-        for _, piece in staged:
-            stream = self._streams[piece.producer]
-            stream.roll_back()
-            if stream.position == 0:
-                del self._streams[piece.producer]
+        for producer in {piece.producer for _, piece in staged}:
+            self._streams[producer].roll_back()
+            if self._streams[producer].position == 0:
+                del self._streams[producer]
+        self._late_flushes = []
+        self._renamed &= self.runs.keys()
+        if self._renamed:
+            self._out.append(e.AppendJournal((self._state_record(self._renamed),)))
 
     def _replayed(self, segment: int, record: bytes, now: float) -> None:
         """Take in what an earlier process had journaled."""
+        begins = segment not in self._segments
+        self._segments.setdefault(segment, {})
         try:
             body, payload = wire.split_record(record)
-            if body[0] == state.NAME:
+            if body[:1] == [state.NAME]:
                 self._restore(state.decode(body), now)
+                if begins:
+                    self._bases.add(segment)
                 return
             message = wire.decode([record[: len(record) - len(payload)], payload])
         except ProtocolError as error:
@@ -347,12 +380,36 @@ class Core:
             return
         if not isinstance(message, m.Data):
             return
+        self._make_way(message)
         before = len(self._staged)
         self._data(e.NOBODY, message.producer, message.position, message.payload)
         if len(self._staged) > before:
             self._out = [x for x in self._out if not isinstance(x, e.AppendJournal)]
             _, piece = self._staged.pop()
             self._commit(segment, e.NOBODY, piece, now)
+
+    def _make_way(self, data: m.Data) -> None:
+        """Let a replayed piece be taken as it was when it was journaled, whatever is damaged."""
+        stream = self._streams.get(data.producer)
+        if stream is not None and data.position > stream.position:
+            self._skip(stream, data.position)
+        elif stream is None and data.position == 0:
+            self._ended.pop(data.producer, None)  # it was begun again
+        elif stream is None and data.producer not in self._ended:
+            self._log(
+                "error", f"stream {data.producer.hex()} is passed over: its beginning is lost"
+            )
+
+    def _skip(self, stream: Stream, position: int) -> None:
+        """Go on behind a damaged part of the journal."""
+        self._log(
+            "error",
+            f"the journal has lost {position - stream.position} bytes of stream "
+            f"{stream.producer.hex()}: the ticks in them are missing in its log",
+        )
+        stream.skip(position)
+        if run := self._run(stream.producer):
+            run.members[stream.producer].position = position
 
     def _restore(self, saved: state.Saved, now: float) -> None:
         """Take over the runs and streams of a state record, but for those known already."""
@@ -364,19 +421,24 @@ class Core:
             self.runs[run.run.run_id] = restored
             self._open_at[run.run.run_id] = now
         for stream in saved.streams:
-            if stream.producer in self._streams or stream.producer in self._ended:
-                continue
-            restored_stream = Stream(
-                stream.producer, stream.position, stream.ticks, dict(stream.schemas)
-            )
+            present = self._streams.get(stream.producer)
             if stream.run_id is None or stream.run_id not in self.runs:
-                self._ended[stream.producer] = restored_stream
-                continue
-            self._streams[stream.producer] = restored_stream
-            self._run_of[stream.producer] = stream.run_id
-            member = self.runs[stream.run_id].join(stream.producer, None)
-            member.received, member.main = stream.ticks, stream.main
-            member.over, member.crashed = stream.over, stream.crashed
+                self._put_away(stream.producer, stream.position, stream.ticks)
+            elif present is None:
+                self._restore_stream(stream, stream.run_id)
+            elif stream.position > present.position:
+                self._skip(present, stream.position)
+                present.ticks, present.schemas = stream.ticks, dict(stream.schemas)
+
+    def _restore_stream(self, stream: state.SavedStream, run_id: m.RunId) -> None:
+        self._ended.pop(stream.producer, None)
+        self._streams[stream.producer] = Stream(
+            stream.producer, stream.position, stream.ticks, dict(stream.schemas)
+        )
+        self._run_of[stream.producer] = run_id
+        member = self.runs[run_id].join(stream.producer, None)
+        member.position, member.received = stream.position, stream.ticks
+        member.main, member.over, member.crashed = stream.main, stream.over, stream.crashed
 
     def _state_record(self, run_ids: Iterable[m.RunId] | None = None) -> bytes:
         wanted = set(self.runs if run_ids is None else run_ids)
@@ -396,10 +458,7 @@ class Core:
             if member is not None
         ]  # fmt: skip
         if run_ids is None:
-            streams += [
-                state.SavedStream(p, s.position, s.ticks, {}, None, False, True, False)
-                for p, s in self._ended.items()
-            ]
+            streams += _saved_ended(self._ended.values())
         return state.encode(state.Saved(tuple(runs), tuple(streams)))
 
     def first_record(self) -> bytes:
@@ -411,6 +470,7 @@ class Core:
         for old in older:
             self._segments.setdefault(old, {})
         self._segments[number] = {}
+        self._bases.add(number)
 
     # --- files --------------------------------------------------------------------------------
     def _run_opened(self, run_id: m.RunId, file: FileState | None, note: str, now: float) -> None:
@@ -475,14 +535,12 @@ class Core:
                 waiting.append((client, token, wanted))
         self._publish_waiters = waiting
 
-    def _sealed(self, run_id: m.RunId, file: FileState, error: str, now: float) -> None:
+    def _sealed(self, run_id: m.RunId, file: FileState, error: str) -> None:
         run = self.runs[run_id]
-        run.sealing = False
+        run.sealing, run.sealed = False, True
         run.file = file
         if error:
             self._log("warning", f"{run.path} keeps its uncompressed form: {error}")
-        if run.complete:  # else another process has joined the run meanwhile
-            self._retire(run_id, now)
 
     def _retire(self, run_id: m.RunId, now: float) -> None:
         """Keep no more of a run than a line of the status report."""
@@ -495,9 +553,25 @@ class Core:
             self.recent.popitem(last=False)
         for waiter in run.served():
             self._send(waiter.client, m.Done(waiter.token, ""))
-        for producer in run.members:
-            self._ended[producer] = self._streams.pop(producer)
-            del self._run_of[producer]
+        for waiter, _ in run.waiters:
+            self._send(waiter.client, m.Done(waiter.token, _CLOSED))
+        streams = [self._streams[producer] for producer in run.members]
+        # Or the next daemon would bring back files that somebody has moved or removed meanwhile.
+        record = state.encode(state.Saved((), tuple(_saved_ended(streams))))
+        self._out.append(e.AppendJournal((record,)))
+        for stream in streams:
+            self._put_away(stream.producer, stream.position, stream.ticks)
+
+    def _put_away(self, producer: m.ProducerId, position: int, ticks: int) -> None:
+        """Keep of a stream only what it takes to answer a late repeat."""
+        self._streams.pop(producer, None)
+        run_id = self._run_of.pop(producer, None)
+        if run_id is not None and (run := self.runs.get(run_id)):
+            run.forget(producer)
+            if not run.members:
+                del self.runs[run_id]
+                self._open_at.pop(run_id, None)
+        self._ended[producer] = Stream(producer, position, ticks)
         while len(self._ended) > _ENDED_KEPT:
             self._ended.popitem(last=False)
 
@@ -506,10 +580,15 @@ class Core:
         if run := self._run(producer):
             run.gone(producer)
 
-    def _forget_ended(self, rings: frozenset[m.ProducerId]) -> None:
-        """A stream that has ended and whose ring is gone will not be heard of again."""
-        for producer in [p for p in self._ended if p not in rings]:
-            del self._ended[producer]
+    def _rings_seen(self, rings: frozenset[m.ProducerId]) -> None:
+        """Forget the streams and the clients that will not be heard of again."""
+        self._with_ring |= rings
+        gone = {p for p in self._with_ring - rings if p not in self._streams}
+        for producer in gone:
+            self._ended.pop(producer, None)
+        self._with_ring -= gone
+        clients = {member.client for run in self.runs.values() for member in run.members.values()}
+        self._heard = {client: at for client, at in self._heard.items() if client in clients}
 
     def silent(self, since: float) -> list[m.ProducerId]:
         """Producers that are not through and were not heard of since a time."""
@@ -524,14 +603,19 @@ class Core:
     # --- what is due --------------------------------------------------------------------------
     def _schedule(self, now: float) -> None:
         self._open_runs(now)
+        if self.tail_bytes >= self.config.tail_limit_bytes:
+            self._make_room()
         for run_id, run in list(self.runs.items()):
             if not run.opened or run.publishing or run.sealing:
                 continue
             if run.dirty:
                 if publish_at(run.due(), self.config) <= now:
                     self._out.append(run.begin_publication())
-            elif run.complete:
-                self._seal(run_id, run, now)
+            elif run.complete and (run.sealed or run.file is None):  # nothing logged, no file
+                self._retire(run_id, now)
+            elif run.complete and run.file is not None:
+                run.sealing = True
+                self._out.append(e.SealRun(run_id, run.path, run.file))
         self._is_full = self.tail_bytes >= self.config.tail_limit_bytes
         if self._put_off and not self._is_full:
             for producer, client in self._put_off.items():
@@ -542,12 +626,15 @@ class Core:
         if self.stopping is not None:
             self._maybe_leave(self.stopping)
 
-    def _seal(self, run_id: m.RunId, run: RunState, now: float) -> None:
-        if run.file is None:  # nothing was ever logged, so there is no file
-            self._retire(run_id, now)
-            return
-        run.sealing = True
-        self._out.append(e.SealRun(run_id, run.path, run.file))
+    def _make_room(self) -> None:
+        """Publish the largest tail that can be."""
+        ready = [
+            run
+            for run in self.runs.values()
+            if run.tail and run.opened and not run.publishing and not run.sealing
+        ]
+        if ready:
+            max(ready, key=lambda run: run.tail_bytes).wanted_now = True
 
     def _answer_waiters(self) -> None:
         for run in self.runs.values():
@@ -564,19 +651,25 @@ class Core:
     def _holds(self, run_id: m.RunId, positions: dict[m.ProducerId, int]) -> bool:
         """Whether a run's file holds its streams up to these positions."""
         run = self.runs.get(run_id)
-        return run is None or all(run.members[p].published >= at for p, at in positions.items())
+        return run is None or all(
+            member.published >= at for p, at in positions.items() if (member := run.members.get(p))
+        )
 
     def _drop_segments(self) -> None:
         """Let go of the oldest segments whose every tick is published."""
-        dropped = []
-        for number in sorted(self._segments)[:-1]:
+        numbers = sorted(self._segments)
+        count = 0
+        for index, number in enumerate(numbers[:-1]):
             ends = self._segments[number]
             if not all(self._is_published(p, end) for p, end in ends.items()):
                 break  # in order: replay must not find a later piece without the earlier one
-            dropped.append(number)
+            if numbers[index + 1] in self._bases:
+                count = index + 1  # what is left begins with all that needs to be known
+        for number in numbers[:count]:
             del self._segments[number]
-        if dropped:
-            self._out.append(e.DropSegments(tuple(dropped)))
+        self._bases.difference_update(numbers[:count])
+        if count:
+            self._out.append(e.DropSegments(tuple(numbers[:count])))
 
     def _is_published(self, producer: m.ProducerId, end: int) -> bool:
         run = self._run(producer)
@@ -598,10 +691,10 @@ class Core:
         run_id = self._run_of.get(producer)
         return None if run_id is None else self.runs.get(run_id)
 
-    def _acknowledge_current(self, client: e.Client, producer: m.ProducerId) -> None:
-        run = self._run(producer)
-        member = run.members.get(producer) if run else None
-        self._acknowledge(client, self._streams[producer], member.published if member else 0)
+    def _acknowledge_current(self, client: e.Client, stream: Stream) -> None:
+        run = self._run(stream.producer)
+        member = run.members.get(stream.producer) if run else None
+        self._acknowledge(client, stream, member.published if member else 0)
 
     def _acknowledge(self, client: e.Client, stream: Stream, published: int) -> None:
         ack = m.Ack(stream.producer, stream.position, stream.ticks, published)
@@ -620,6 +713,13 @@ class Core:
 
     def _log(self, level: str, text: str) -> None:
         self._out.append(e.Log(level, text))
+
+
+def _saved_ended(streams: Iterable[Stream]) -> list[state.SavedStream]:
+    return [
+        state.SavedStream(s.producer, s.position, s.ticks, {}, None, False, True, False)
+        for s in streams
+    ]
 
 
 def _is_under(run: RunState, path: str) -> bool:

@@ -1,8 +1,8 @@
 """The daemon's half of delivery: what of a producer's stream is new, and what is in the journal.
 
 Pure.  A stream arrives in pieces that may repeat or overlap after a reconnection.  A piece is first
-*staged*; when the journal has it, it is *committed* and may be acknowledged; when the journal
-failed, it is *rolled back* and will be sent again.
+*read*, and *staged* if it is to be taken; when the journal has it, it is *committed* and may be
+acknowledged; when the journal failed, it is *rolled back* and will be sent again.
 """
 
 from __future__ import annotations
@@ -20,18 +20,46 @@ class StreamGap(Exception):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Piece:
-    """New records of a stream.  Args: position: of the first byte; end: behind the last."""
+    """New records of a stream.
+
+    Args:
+        position: of the first byte.
+        end: behind the last.
+        schemas: of the stream up to `end`.
+    """
 
     producer: m.ProducerId
     position: int
     end: int
     payload: bytes
     records: tuple[wire.Record, ...]
+    schemas: dict[int, m.Schema]
+
+    @property
+    def blocks(self) -> tuple[wire.Block, ...]:
+        """The ticks in it."""
+        return tuple(record for record in self.records if isinstance(record, wire.Block))
 
     @property
     def ticks(self) -> int:
         """How many ticks it holds."""
-        return sum(len(record) for record in self.records if isinstance(record, wire.Block))
+        return sum(map(len, self.blocks))
+
+    @property
+    def lost(self) -> int:
+        """How many ticks it says were lost."""
+        return sum(record.ticks for record in self.records if isinstance(record, m.Gap))
+
+    @property
+    def ends(self) -> bool:
+        """Whether it closes the stream."""
+        return any(isinstance(record, m.End) for record in self.records)
+
+    def behind(self, position: int) -> Piece:
+        """The part of it from a position on, which is that of a record."""
+        rest = self.payload[position - self.position :]
+        records = tuple(wire.StreamDecoder(self.schemas).decode(rest))
+        return Piece(self.producer, position, self.end, rest, records, self.schemas)
 
 
 @dataclass(slots=True)
@@ -52,15 +80,15 @@ class Stream:
     _staged: int | None = None
     _decoder: wire.StreamDecoder | None = None
 
-    def stage(self, position: int, payload: bytes) -> Piece | None:
-        """Take a piece in, without counting on it yet.
+    def read(self, position: int, payload: bytes) -> Piece | None:
+        """Look at a piece; nothing of it is taken.  Next: `stage`.
 
         Returns:
             What is new in it, or None if nothing is.
 
         Raises:
             StreamGap: something before it is missing; ask for it.
-            ProtocolError: it holds no whole records; nothing was taken.
+            ProtocolError: it holds no whole records.
         """
         if self._decoder is None:
             self._decoder = wire.StreamDecoder(self.schemas)
@@ -71,16 +99,24 @@ class Stream:
         if end <= expected:
             return None
         new = payload[expected - position :]
+        before = self._decoder.schemas
         records = tuple(self._decoder.decode(new))
-        self._staged = end
-        return Piece(self.producer, expected, end, new, records)
+        schemas, self._decoder.schemas = self._decoder.schemas, before
+        if len(schemas) == len(before):
+            schemas = before  # many pieces wait at times; they share one
+        return Piece(self.producer, expected, end, new, records, schemas)
+
+    def stage(self, piece: Piece) -> None:
+        """Take the piece read last, without counting on it yet."""
+        if self._decoder is not None:
+            self._decoder.schemas = piece.schemas
+        self._staged = piece.end
 
     def commit(self, piece: Piece) -> None:
         """The journal has a piece."""
         self.position = piece.end
         self.ticks += piece.ticks
-        if self._decoder is not None:
-            self.schemas = self._decoder.schemas
+        self.schemas = piece.schemas
         if self._staged == piece.end:
             self._staged = None
 
@@ -88,3 +124,8 @@ class Stream:
         """The journal does not have what was staged."""
         self._staged = None
         self._decoder = None
+
+    def skip(self, position: int) -> None:
+        """What lies before a position is lost: go on behind it."""
+        self.roll_back()
+        self.position = position

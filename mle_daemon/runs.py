@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mle_client import messages as m
-from mle_client import wire
+from mle_client.errors import ProtocolError
 from mle_daemon.columns import FileState
 from mle_daemon.events import Client, PublishRun, Report
 from mle_daemon.ingest import Piece
@@ -23,22 +23,6 @@ RETRY_AFTER_S: Final = 2.0
 RUNNING, FINISHED, CRASHED = "running", "finished", "crashed"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class TailPiece:
-    """What one piece of a stream adds to the file.  Args: end: the stream's position behind it."""
-
-    producer: m.ProducerId
-    end: int
-    blocks: tuple[wire.Block, ...]
-    lost: int
-    size: int
-
-    @property
-    def ticks(self) -> int:
-        """How many ticks it holds."""
-        return sum(len(block) for block in self.blocks)
-
-
 @dataclass(frozen=True, slots=True)
 class Waiter:
     """A client that waits until positions of some streams are in the log file."""
@@ -49,10 +33,21 @@ class Waiter:
 
 @dataclass(slots=True)
 class Member:
-    """A producer of the run.  Args: main: it opened the run; published: position in the file."""
+    """A producer of the run.
+
+    Args:
+        main: it opened the run.
+        position: what the journal has of its stream.
+        published: up to there the file has everything that goes into one.
+        received: ticks.
+        over: nothing more comes.
+        crashed: it went without a word.
+        client: where it was heard from last.
+    """
 
     producer: m.ProducerId
     main: bool
+    position: int = 0
     published: int = 0
     received: int = 0
     over: bool = False
@@ -78,19 +73,20 @@ class RunState:
     opened: bool = False
     file: FileState | None = None
     members: dict[m.ProducerId, Member] = field(default_factory=dict)
-    tail: list[TailPiece] = field(default_factory=list)
+    tail: list[Piece] = field(default_factory=list)
     tail_bytes: int = 0
     lost: int = 0
     error: str = ""
     save_wanted: bool = False
     wanted_now: bool = False
     sealing: bool = False
+    sealed: bool = False
     retry_at: float = 0.0
     dirty_since: float = 0.0
     published_at: float = 0.0
     publish_cost: float = 0.0
     waiters: list[tuple[Waiter, dict[m.ProducerId, int]]] = field(default_factory=list)
-    _in_flight: list[TailPiece] | None = None
+    _in_flight: list[Piece] | None = None
     _status_published: str = ""
 
     @property
@@ -137,23 +133,22 @@ class RunState:
     def add(self, piece: Piece, now: float) -> None:
         """Take in a piece that the journal has."""
         member = self.members[piece.producer]
+        member.position = piece.end
         member.received += piece.ticks
-        lost = sum(record.ticks for record in piece.records if isinstance(record, m.Gap))
-        self.lost += lost
-        ends = any(isinstance(record, m.End) for record in piece.records)
-        if ends:
-            member.over = True
-            member.crashed = False
+        member.over = piece.ends
+        member.crashed = False  # one that was taken for gone has come back
         if piece.end <= member.published:
-            return  # replayed from the journal; the file has it already
-        blocks = tuple(record for record in piece.records if isinstance(record, wire.Block))
+            return  # it came before; the file has it already
+        piece = _new_in(piece, member)
+        self.lost += piece.lost
         nothing_before = not self.tail and not self.publishing
-        if not blocks and not lost and nothing_before and (self.file is None or not ends):
+        nothing_in_it = not piece.blocks and not piece.lost
+        if nothing_in_it and nothing_before and (self.file is None or not piece.ends):
             member.published = piece.end  # nothing of it goes into a file
             return
         if not self.tail:
             self.dirty_since = now
-        self.tail.append(TailPiece(piece.producer, piece.end, blocks, lost, len(piece.payload)))
+        self.tail.append(piece)
         self.tail_bytes += len(piece.payload)
 
     def gone(self, producer: m.ProducerId) -> None:
@@ -163,20 +158,23 @@ class RunState:
             member.over = True
             member.crashed = True
 
+    def forget(self, producer: m.ProducerId) -> None:
+        """A producer turns out to have been through when the run was sealed before."""
+        self.members.pop(producer, None)
+        self._keep([piece for piece in self.tail if piece.producer != producer])
+
     def opened_with(self, file: FileState | None, now: float) -> None:
         """The folder is ready; what the file holds already leaves the tail."""
-        self.opened = True
+        self.opened, self.sealed = True, False
         self.dirty_since = now
         self.file = file
-        if file is None:
-            return
-        self._status_published = file.status
-        for member in self.members.values():
-            member.published = file.applied.get(member.producer.hex(), 0)
-        self.tail = [
-            piece for piece in self.tail if piece.end > self.members[piece.producer].published
-        ]
-        self.tail_bytes = sum(piece.size for piece in self.tail)
+        if file is not None:
+            self._status_published = file.status
+            self._note_published(file)
+            waiting = [(piece, self.members[piece.producer]) for piece in self.tail]
+            self._keep([_new_in(p, member) for p, member in waiting if p.end > member.published])
+            self.lost = file.lost + sum(piece.lost for piece in self.tail)
+        self._settle()
 
     def due(self) -> Due:
         """What the schedule wants to know."""
@@ -212,22 +210,38 @@ class RunState:
 
     def published(self, file: FileState, cost: float, now: float) -> None:
         """The publication that was begun has ended well."""
-        self.file = file
+        self.file, self.sealed = file, False
         self._in_flight = None
         self._status_published = file.status
         self.published_at, self.publish_cost = now, cost
         self.dirty_since = now
         self.error = ""
-        for member in self.members.values():
-            member.published = file.applied.get(member.producer.hex(), member.published)
+        self._note_published(file)
+        self._settle()
 
     def publication_failed(self, error: str, now: float) -> None:
         """The publication that was begun has failed: what it had is the tail's beginning again."""
-        self.tail = [*(self._in_flight or []), *self.tail]
-        self.tail_bytes = sum(piece.size for piece in self.tail)
+        self._keep([*(self._in_flight or []), *self.tail])
         self._in_flight = None
         self.error = error
+        self.wanted_now = True  # as it was: who wanted it still does
         self.retry_at = now + RETRY_AFTER_S
+
+    def _keep(self, tail: list[Piece]) -> None:
+        self.tail = tail
+        self.tail_bytes = sum(len(piece.payload) for piece in tail)
+
+    def _note_published(self, file: FileState) -> None:
+        for member in self.members.values():
+            applied = file.applied.get(member.producer.hex(), 0)
+            member.published = max(member.published, applied)
+
+    def _settle(self) -> None:
+        """Where nothing waits for the file, the file has all of a stream that goes into one."""
+        waiting = {piece.producer for piece in self.tail}
+        for member in self.members.values():
+            if member.producer not in waiting:
+                member.published = max(member.published, member.position)
 
     def wait(self, waiter: Waiter, positions: dict[m.ProducerId, int]) -> None:
         """Let a client wait until these positions are published."""
@@ -262,3 +276,13 @@ class RunState:
             "bytes_waiting": max(0, missing),
             "last_error": self.error,
         }
+
+
+def _new_in(piece: Piece, member: Member) -> Piece:
+    """The part of a piece that the file lacks, in whatever pieces the rest once came."""
+    if piece.position >= member.published:
+        return piece
+    try:
+        return piece.behind(member.published)
+    except ProtocolError:  # another stream of the same name; better too much than too little
+        return piece
