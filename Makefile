@@ -28,8 +28,8 @@ check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp  ## run every benchmark
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+bench: $(VENV)/dev.stamp  ## run the benchmarks; ARGS="update_cost --size quick" for some of them
+	@$(PY) -m benchmarks $(ARGS)
 
 crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too
 	@$(PY) -m pytest tests/crash -m "long or not long" $(ARGS)

@@ -215,8 +215,7 @@ class MLELogger:
             return self._report.spilled == 0
         if channel is None:
             return True
-        channel.producer.catch_up()
-        return self._transport.flush(channel, channel.producer.ring.head, timeout)
+        return self._transport.flush(channel, channel.producer.catch_up(), timeout)
 
     def close(self, timeout: float = EXIT_TIMEOUT_S) -> Report:
         """End the run and wait until its log file is complete.
@@ -282,7 +281,7 @@ class MLELogger:
             "acked": session.acked,
             "published": session.published,
             "ticks": session.ticks,
-            "bytes_waiting": channel.producer.ring.head - session.acked,
+            "bytes_waiting": channel.producer.catch_up() - session.acked,
             "lag_s": max(0.0, time.time() - waiting[0]) if waiting else 0.0,
             "lost": channel.producer.lost,
             "connected": self._transport.connected,

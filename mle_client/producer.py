@@ -5,9 +5,11 @@ writer (`ticks.compile_writer`) fits the latest tick; everything else comes thro
 
 One rule keeps the stream whole: **who holds the baton may write.**  The baton is a one-item list
 with the offset to write at; `list.pop` and `list.append` are atomic, so taking it needs no lock.
-A thread that finds it gone waits.  A signal handler that interrupts the holder in its own thread
+Each writer looks into a list of its own, and the baton lies in that of the writer whose head is
+written at the segment's end already; so only a tick of the latest shape is written at once.
+A thread that finds no baton waits.  A signal handler that interrupts the holder in its own thread
 cannot wait, so its tick is set aside and written at the next opportunity.  A baton that nobody
-holds any more (the holder was interrupted by an exception) is made anew from the committed end.
+holds any more (the holder was interrupted by an exception) is made anew from what is committed.
 
 It knows nothing of sockets; `transport` reads the ring.
 """
@@ -19,6 +21,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -26,7 +29,7 @@ from mle_client import messages as m
 from mle_client import ticks, wire
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
-from mle_client.ring import HEADER_BYTES, Ring, RingFull
+from mle_client.ring import HEADER_BYTES, Ring, RingFull, Segment
 
 Update = Callable[..., None]
 TickKey = tuple[tuple[str, ...], tuple[str, ...]]  # the keys of clock and statistics, in order
@@ -36,8 +39,27 @@ Fields = tuple[tuple[m.Field, ...], tuple[m.Field, ...]]
 # may fall between two steps of another thread; twenty in a row do not.
 _LOST_AFTER_LOOKS: Final = 20
 _LOOK_EVERY_S: Final = 0.0005
+# Behind a record that no tick of a known shape follows: msgpack's nil, as good as any but zero.
+_COMMITTED: Final = 0xC0
 # More schemas than this are not kept ready; the general way still takes the ticks.
 _MAX_WRITERS: Final = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Home:
+    """Where the baton lies when nobody has it.
+
+    Args:
+        baton: one offset, behind the head that is written already; empty while somebody has it.
+        schema: whose head that is, or None.
+        head: its bytes.
+        segment: that the offset is of.
+    """
+
+    baton: list[int]
+    schema: m.Schema | None
+    head: bytes
+    segment: Segment
 
 
 class Producer:
@@ -71,13 +93,18 @@ class Producer:
         self._on_artifacts = on_artifacts
         self._on_lost = on_lost
         self._closed = ""
-        self._baton = [HEADER_BYTES]
+        self._homes: dict[int, list[int]] = {}  # where the baton lies for each schema's writers
+        self._home = _Home([HEADER_BYTES], None, b"", ring.active)
+        self._bound: Any = None  # what all writers write to
+        self._widest = 0  # bytes of the longest tick of fixed layout
+        self._dirty_end = 0  # behind the last byte that may not be zero though not committed
+        self._next_number = 0  # of a schema; none is used twice, whatever interrupts us
         self._set_aside: deque[tuple[float, Mapping[str, Any], Mapping[str, Any]]] = deque()
         self._schemas: dict[Fields, m.Schema] = {}
         self._kinds: dict[tuple[str, str], m.Kind] = {}
         # Every writer ever generated: user code may have kept it, so all are bound to the segment.
-        self._writers: dict[tuple[TickKey, tuple[Any, ...]], tuple[ticks.Writer, m.Schema]] = {}
-        self._latest: dict[TickKey, Update] = {}
+        self._writers: dict[tuple[TickKey, tuple[Any, ...]], ticks.Writer] = {}
+        self._latest: dict[TickKey, tuple[Update, m.Schema]] = {}
         self._generating = False
         self._codes: set[CodeType] = set(_HOLDERS)
         self.forward: Update | None = None  # takes ticks in place of a producer that was disabled
@@ -104,7 +131,7 @@ class Producer:
     def disable(self, why: str) -> None:
         """Refuse every further tick, also through functions that user code kept."""
         self._closed = why
-        self._baton.clear()
+        self._home.baton.clear()
         self._select(self._miss)
 
     @property
@@ -117,12 +144,33 @@ class Producer:
         keys = tuple(self._kinds)
         return [n for g, n in keys if g == "time"], [n for g, n in keys if g == "stats"]
 
-    def catch_up(self) -> None:
-        """Write what was set aside and have a segment ready: for the sender, between its rounds."""
-        if self._closed:
-            return
-        self._write_set_aside()
-        self.ring.prepare()
+    def catch_up(self) -> int:
+        """Write what was set aside, and tell the ring how far the ticks go.
+
+        For the sender between its rounds, and for whoever waits for what was logged so far.
+
+        Returns:
+            The stream position behind the last tick.
+        """
+        if not self._closed:
+            self._write_set_aside()
+            self._tell_ring()
+            self.ring.prepare()
+        return self.ring.head
+
+    def _tell_ring(self) -> None:
+        for _ in range(_LOST_AFTER_LOOKS):
+            home = self._home
+            with contextlib.suppress(IndexError):  # somebody has the baton just now
+                end = home.baton[0] - len(home.head)
+                if self._home is home:  # else the offset may be of another segment
+                    home.segment.end = end
+                    return
+            if self._is_nested():  # its holder cannot go on before we return
+                return
+            time.sleep(_LOOK_EVERY_S)
+        with contextlib.suppress(LoggerClosed):
+            self._turn_to(self._home.schema)  # it was lost
 
     # --- the general way ----------------------------------------------------------------------
     def _miss(
@@ -145,9 +193,11 @@ class Producer:
         artifacts = (model, plot_fig, extra_obj, grads)
         plain = all(artifact is None for artifact in artifacts)
         ready = self._latest.get(key) if key is not None and plain else None
-        if ready is not None and ready is not self.update:
-            self._select(ready)
-            ready(clock_tick, stats_tick, None, None, None, None, save)
+        if ready is not None and ready[0] is not self.update and not self._is_nested():
+            update, schema = ready
+            self._turn_to(schema)
+            self._select(update)
+            update(clock_tick, stats_tick, None, None, None, None, save)
             return
         self._take(time.time(), clock_tick, stats_tick, key)
         if not plain:
@@ -190,7 +240,8 @@ class Producer:
                 f"more than {m.MAX_SCHEMAS} combinations of keys in one run: "
                 "do not make key names from step numbers or values"
             )
-        return m.Schema(len(self._schemas), *fields)
+        self._next_number += 1
+        return m.Schema(self._next_number - 1, *fields)
 
     def _register(self, schema: m.Schema) -> None:
         self._schemas[schema.clock, schema.stats] = schema
@@ -209,26 +260,21 @@ class Producer:
                 self._generate(key, schema, direct)
             finally:
                 self._generating = False
-        update = self._writers[key, direct][0].update
-        self._latest[key] = update
+        update = self._writers[key, direct].update
+        self._latest[key] = update, schema
         self._select(update)
 
     def _generate(self, key: TickKey, schema: m.Schema, direct: tuple[Any, ...]) -> None:
         extra = [name for name in key[0] if name in OWN_CLOCKS]
-        hooks = ticks.Hooks(
-            self._baton.pop, self._baton.append, time.time, self._miss, self._on_save
-        )
+        baton = self._homes.setdefault(schema.number, [])
+        hooks = ticks.Hooks(baton.pop, baton.append, time.time, self._miss, self._on_save)
         writer = ticks.compile_writer(schema, direct, extra, hooks)
         self._codes.add(writer.update.__code__)
-        at = self._acquire()
-        self._bind(writer, schema)
-        self._writers[key, direct] = (writer, schema)
-        self._baton.append(at)
-
-    def _bind(self, writer: ticks.Writer, schema: m.Schema) -> None:
-        active = self.ring.active
-        limit = active.size - ticks.tick_struct(schema).size
-        writer.bind(active.buffer, active.words, limit)
+        self._acquire()
+        self._widest = max(self._widest, len(wire.head(schema)) + wire.fixed_values_bytes(schema))
+        self._bound = None
+        self._writers[key, direct] = writer
+        self._give(schema)
 
     def _select(self, update: Update) -> None:
         self.update = update
@@ -249,67 +295,125 @@ class Producer:
         Raises:
             ValueError: the tick does not fit those before it; nothing was written.
         """
-        at = self._acquire()
+        self._acquire()
+        expected = self._home.schema
         try:
-            schema = self._schema(described)
+            expected = schema = self._schema(described)
             record = _encode_tick(schema, seconds, described.values)
-            if self._gap:
-                at = self._put(at, wire.encode_record(m.Gap(self._gap, "no room to buffer ticks")))
-                self._gap = 0
+            self._put_gap()
             if (schema.clock, schema.stats) not in self._schemas:
-                at = self._put(at, wire.encode_record(schema))
+                self._put(wire.encode_record(schema))
                 self._register(schema)
-            self._put(at, record)
+            self._put(record)
         except RingFull as error:
             self.lost += 1
             self._gap += 1
             self._on_lost(f"a tick was dropped: {error}")
         finally:
-            self._baton.append(self.ring.active.end)
+            self._give(expected)
         return schema
 
     def _append(self, record: bytes) -> None:
         """Put a record that is no tick behind the others."""
-        at = self._acquire()
+        self._acquire()
         try:
-            self._put(at, record)
+            self._put(record)
         finally:
-            self._baton.append(self.ring.active.end)
+            self._give(self._home.schema)
 
     def _end(self, why: str) -> None:
         """End the stream and keep the baton for good."""
-        at = self._acquire()
+        self._acquire()
         self._closed = why
         with contextlib.suppress(RingFull):  # then the run will be shown as crashed, no worse
-            if self._gap:
-                at = self._put(at, wire.encode_record(m.Gap(self._gap, "no room to buffer ticks")))
-            self._put(at, wire.encode_record(m.End()))
+            self._put_gap()
+            self._put(wire.encode_record(m.End()))
 
-    def _put(self, at: int, record: bytes) -> int:
+    def _turn_to(self, schema: m.Schema | None) -> None:
+        """Let the writers of a schema take the next ticks; None for the general way."""
+        self._acquire()
+        self._give(schema)
+
+    def _put_gap(self) -> None:
+        """Tell of the ticks that were lost meanwhile."""
+        if self._gap:
+            self._put(wire.encode_record(m.Gap(self._gap, "no room to buffer ticks")))
+            self._gap = 0
+
+    def _put(self, record: bytes) -> None:
+        """Write a record behind the others and commit it."""
         active = self.ring.active
-        if at + len(record) > active.size:
-            active = self.ring.roll(len(record))
-            for writer, schema in self._writers.values():
-                self._bind(writer, schema)
-            at = HEADER_BYTES
-        active.buffer[at : at + len(record)] = record
-        active.words[1] = at + len(record)
-        return at + len(record)
+        if active.end + len(record) >= active.size:
+            active = self.ring.roll(len(record) + 1)
+            self._dirty_end = 0
+        end = active.end + len(record)
+        self._clean(active.end + 1)
+        active.buffer[active.end : end] = record
+        active.buffer[end] = _COMMITTED
+        active.end = end
+
+    def _clean(self, start: int) -> None:
+        """Put zeros where an unfinished tick, or the head for it, may lie."""
+        if start < self._dirty_end:
+            self.ring.active.buffer[start : self._dirty_end] = bytes(self._dirty_end - start)
+        self._dirty_end = 0
 
     # --- the baton ----------------------------------------------------------------------------
-    def _acquire(self) -> int:
-        """Take the baton, waiting for its holder."""
+    def _acquire(self) -> None:
+        """Take the baton, waiting for its holder.
+
+        From now on `end` of the active segment is where the committed records end.  Next: `_give`.
+        An exception may come between any two steps of whoever holds the baton; so what a step has
+        changed must be true by itself, and the rest is found out here.
+        """
         unheld = 0
         while True:
             try:
-                return self._baton.pop()
+                end = self._home.baton.pop() - len(self._home.head)
+                break
             except IndexError:
                 if self._closed:
                     raise LoggerClosed(self._closed) from None
-            unheld = 0 if self._held() else unheld + 1
+            unheld = self._wait(unheld)
             if unheld > _LOST_AFTER_LOOKS:
-                return self.ring.active.end
-            time.sleep(_LOOK_EVERY_S)
+                end = self._committed()
+                break
+        active = self.ring.active
+        active.end = end
+        self._dirty_end = max(self._dirty_end, min(end + self._widest, active.size))
+
+    def _give(self, schema: m.Schema | None) -> None:
+        """Put the baton down where the next tick is expected.
+
+        Args:
+            schema: of the next tick, most likely; its head is written, if it has a fixed layout.
+        """
+        active = self.ring.active
+        if self._bound is not active.buffer:
+            for writer in self._writers.values():
+                writer.bind(active.buffer)
+            self._bound = active.buffer
+        home = _Home([], None, b"", active)
+        if schema is not None and schema.number in self._homes:
+            head = wire.head(schema)
+            behind = active.end + len(head)
+            if behind < active.size:
+                self._clean(behind)
+                active.buffer[active.end : behind] = head
+                home = _Home(self._homes[schema.number], schema, head, active)
+        self._home = home
+        home.baton.append(active.end + len(home.head))
+
+    def _committed(self) -> int:
+        """The offset behind the last committed record, from the segment itself."""
+        active = self.ring.active
+        with memoryview(active.buffer)[active.end : active.size] as content:
+            return active.end + wire.committed_end(content)
+
+    def _wait(self, unheld: int) -> int:
+        """Wait a little.  Returns: how many looks in a row found that nobody has the baton."""
+        time.sleep(_LOOK_EVERY_S)
+        return 0 if self._held() else unheld + 1
 
     def _held(self) -> bool:
         """Whether some thread is inside code that holds the baton."""
@@ -317,10 +421,10 @@ class Producer:
 
     def _is_nested(self) -> bool:
         """Whether this call interrupted the baton's holder in this very thread."""
-        return not self._baton and self._holds(sys._getframe())
+        return not self._home.baton and self._holds(sys._getframe())
 
     def _holds(self, frame: FrameType | None) -> bool:
-        """Whether a stack has a writer that is not just waiting for `_miss` or `_acquire`."""
+        """Whether a stack has code that holds the baton, and is not just waiting for it."""
         inner: CodeType | None = None
         while frame is not None:
             if frame.f_code in self._codes and inner not in _PASSING:
@@ -330,15 +434,17 @@ class Producer:
         return False
 
 
-# Methods that hold the baton, but for the time they wait in one of `_PASSING`.  A generated writer
-# whose next inner frame is `_miss` does not hold it either.
+# Methods that hold the baton, except while their next inner frame is one of `_PASSING`; generated
+# writers are such, too.  `_acquire` answers for its callers, and for itself unless it waits.
 _HOLDERS: Final = (
     Producer._write_tick.__code__,
     Producer._append.__code__,
     Producer._end.__code__,
     Producer._generate.__code__,
+    Producer._turn_to.__code__,
+    Producer._acquire.__code__,
 )
-_PASSING: Final = (Producer._miss.__code__, Producer._acquire.__code__)
+_PASSING: Final = (Producer._miss.__code__, Producer._acquire.__code__, Producer._wait.__code__)
 
 
 def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:

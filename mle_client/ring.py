@@ -5,19 +5,19 @@ the `owner` file unlocked reads the rest out of them.  While the process lives, 
 recycled as acknowledgements come in, so a producer needs one or two; when the daemon is away they
 add up, in shared memory first, then as files under the root (*spill*), up to a bound in bytes.
 
-It knows nothing of ticks, sockets or threads.  Its caller sees to it that only one thread appends.
+It knows nothing of sockets or threads.  Its caller sees to it that only one thread appends.
 
 Segment format, version 1.  Words are native unsigned 64-bit integers:
 
     offset  0   8 bytes  magic "MLERING1"
-            8   word     committed end: offset in this file up to which records are whole
-           16   word     stream position of the byte at offset 64
-           24   16 bytes producer id
-           40   24 bytes zero
+            8   word     stream position of the byte at offset 64
+           16   16 bytes producer id
+           32   32 bytes zero
            64            records, one after another, none across the end
 
-Committing is one aligned 8-byte store after the record's bytes, so a process that dies at any
-instruction leaves whole records only.  (The store order of a dead process is its program order.)
+A record is *committed* once the byte behind it is not zero.  That byte is written after the record,
+and beyond it there are only zeros, so a process that dies at any instruction leaves whole records
+(`wire.committed_end` finds the last; stores are in program order for whoever looks after a death).
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ import mmap
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mle_client import wire
 from mle_client.messages import ProducerId
 
 MAGIC: Final = b"MLERING1"
 HEADER_BYTES: Final = 64
-END_WORD: Final = 1  # index of the committed end among the words of the header
-BASE_WORD: Final = 2
+BASE_WORD: Final = 1  # index of the stream position among the words of the header
 OWNER_FILE: Final = "owner"
 
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
@@ -59,24 +60,27 @@ class RingFull(Exception):
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """One file.  Args: base: stream position of its first record; spilled: lies on disk.
+    """One file.
 
     A mapping holds a file descriptor, so a segment that is only waited for is unmapped (`unmap`)
     and read from its file.
+
+    Args:
+        path: of the file.
+        buffer: the mapped file; zero where no record is.
+        size: of the file in bytes.
+        spilled: it lies on disk.
+        base: stream position of its first record.
+        end: offset behind the last committed record, as far as `Ring` was told.
     """
 
     path: str
     buffer: mmap.mmap
-    words: memoryview
     size: int
     spilled: bool
     base: int = 0
-    _unmapped_end: int | None = None
-
-    @property
-    def end(self) -> int:
-        """Offset in the file behind the last committed record."""
-        return int(self.words[END_WORD]) if self._unmapped_end is None else self._unmapped_end
+    end: int = HEADER_BYTES
+    _mapped: bool = True
 
     @property
     def end_position(self) -> int:
@@ -85,22 +89,26 @@ class Segment:
 
     def content(self, start: int, end: int) -> memoryview:
         """The bytes between two offsets."""
-        if self._unmapped_end is None:
+        if self._mapped:
             return memoryview(self.buffer)[start:end]
         with open(self.path, "rb") as file:
             return memoryview(os.pread(file.fileno(), end - start, start))
 
+    def clear(self) -> None:
+        """Remove the records, the first one first: a crash in between leaves none."""
+        self.buffer[HEADER_BYTES : self.size] = bytes(self.size - HEADER_BYTES)
+        self.end = HEADER_BYTES
+
     def restart(self, base: int) -> None:
-        """Make it an empty segment.  Emptied first, so that a crash in between leaves no record."""
-        self.words[END_WORD] = HEADER_BYTES
-        self.words[BASE_WORD] = base
+        """Begin an empty segment at a stream position."""
         self.base = base
+        self.end = HEADER_BYTES
+        word = BASE_WORD * 8
+        self.buffer[word : word + 8] = base.to_bytes(8, sys.byteorder)
 
     def unmap(self) -> None:
         """Let go of the mapping; nothing is written to it any more."""
-        if self._unmapped_end is None:
-            self._unmapped_end = self.end
-        self.words.release()
+        self._mapped = False
         with contextlib.suppress(BufferError):  # it is being sent; it goes when that is done
             self.buffer.close()
 
@@ -121,11 +129,9 @@ def _create_segment(path: str, size: int, producer: ProducerId, spilled: bool) -
         except BaseException:
             os.unlink(path)
             raise
-    words = memoryview(buffer)[:HEADER_BYTES].cast("Q")
-    words[END_WORD] = HEADER_BYTES
-    buffer[24:40] = producer
+    buffer[16:32] = producer
     buffer[0:8] = MAGIC  # last: what has no magic is no segment yet
-    return Segment(path, buffer, words, size, spilled)
+    return Segment(path, buffer, size, spilled)
 
 
 class Ring:
@@ -173,8 +179,12 @@ class Ring:
 
     @property
     def head(self) -> int:
-        """Stream position behind the last committed record."""
+        """Stream position behind the last committed record that `reached` told of."""
         return self.segments[-1].end_position
+
+    def reached(self, end: int) -> None:
+        """Records are committed up to an offset of the active segment."""
+        self.segments[-1].end = end
 
     @property
     def held_bytes(self) -> int:
@@ -182,7 +192,7 @@ class Ring:
         return sum(segment.size for segment in (*self.segments, *self._spares))
 
     def roll(self, record_bytes: int) -> Segment:
-        """Begin another segment, with room for a record of `record_bytes`.
+        """Begin another segment, with room for a record of `record_bytes` and what is behind it.
 
         Raises:
             RingFull: there is no room; the active segment stays.
@@ -202,7 +212,7 @@ class Ring:
 
     def prepare(self) -> None:
         """Have a spare segment ready, so that the next `roll` need not make one."""
-        if not self._spares and self.active.end > self.active.size // 2:
+        if not self._spares and 2 * self.active.end > self.active.size:
             with contextlib.suppress(RingFull):
                 self._spares.append(self._new_segment(SEGMENT_BYTES))
 
@@ -228,7 +238,7 @@ class Ring:
             if segment.spilled or segment.size != SEGMENT_BYTES or len(self._spares) >= 2:
                 segment.unlink()
             else:
-                segment.restart(0)
+                segment.clear()
                 self._spares.append(segment)
 
     def let_go(self) -> None:
@@ -353,8 +363,9 @@ def _read_segment(path: str) -> Remains | None:
         header = file.read(HEADER_BYTES)
         if len(header) < HEADER_BYTES or header[:8] != MAGIC:
             return None
-        words = memoryview(header).cast("Q")
-        payload = file.read(max(0, words[END_WORD] - HEADER_BYTES))
+        content = file.read()
+    payload = content[: wire.committed_end(content)]
     if not payload:
         return None
-    return Remains(path, ProducerId(header[24:40]), words[BASE_WORD], payload)
+    base = int.from_bytes(header[BASE_WORD * 8 :][:8], sys.byteorder)
+    return Remains(path, ProducerId(header[16:32]), base, payload)

@@ -5,8 +5,8 @@ Pure: values in, fields and bytes (or source code) out.  `producer` binds the re
 A tick's first appearance goes the general way: `describe` looks at every value, refuses what cannot
 be stored, and yields fields and plain values.  From then on a function *generated* for just these
 keys and exact types does the work: it fetches each value by its key, checks each type by identity,
-and writes the whole tick, valid msgpack, with one `struct.Struct.pack_into`.  Anything unexpected
-makes it call `miss`, the general way.
+and writes the whole tick with one `struct.Struct.pack_into`.  Anything unexpected makes it call
+`miss`, the general way.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def _describe_value(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
     """The kind of a value, its plain form, and what a generated writer checks (or None)."""
     kind = _DIRECT.get(type(value))
     if kind is not None:
-        return kind, _plain(name, kind, value), type(value)
+        # A writer takes whatever is an int for an int, so all of these share one.
+        return kind, _plain(name, kind, value), int if kind is m.INT else type(value)
     if isinstance(value, str):
         return m.TEXT, _checked_text(name, str(value)), None
     if isinstance(value, numbers.Number):
@@ -217,12 +218,11 @@ class Writer:
 
     Args:
         update: with the signature of `MLELogger.update`.
-        bind: bind(buffer, words, limit) points it at a segment: `buffer` is written to, `words[1]`
-            is the segment's committed end, `limit` the last offset at which a tick fits.
+        bind: bind(buffer) points it at a segment.
     """
 
     update: Callable[..., None]
-    bind: Callable[[Any, Any, int], None]
+    bind: Callable[[Any], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,36 +244,25 @@ class Hooks:
     save: Callable[[], None]
 
 
-def tick_struct(schema: m.Schema) -> struct.Struct:
-    """Packs one tick of a fixed layout; its arguments are those of `tick_arguments`."""
-    codes = [f">{wire.HEAD_BYTES}sd"]
+def values_struct(schema: m.Schema, behind: str = "") -> struct.Struct:
+    """Packs time stamp and values of a fixed layout.  Args: behind: format of what follows."""
+    codes = ["<d"]
     for field in schema.fields:
         match field.kind:
             case m.INT:
-                codes.append("Bq")
+                codes.append("q")
             case m.FLOAT:
-                codes.append("Bd")
+                codes.append("d")
             case m.BOOL:
-                codes.append("B")
+                codes.append("?")
             case kind:
-                codes.append(f"{len(wire.array_tag(kind))}s{wire.array_bytes(kind)}s")
-    return struct.Struct("".join(codes))
+                codes.append(f"{wire.value_bytes(kind)}s")
+    return struct.Struct("".join(codes) + behind)
 
 
 def pack_fixed(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
     """One tick of a fixed layout from plain values: the slow twin of a generated writer."""
-    arguments: list[Any] = [wire.head(schema), seconds]
-    for field, value in zip(schema.fields, values, strict=True):
-        match field.kind:
-            case m.INT:
-                arguments += (0xD3, value)
-            case m.FLOAT:
-                arguments += (0xCB, value)
-            case m.BOOL:
-                arguments.append(0xC3 if value else 0xC2)
-            case kind:
-                arguments += (wire.array_tag(kind), value)
-    return tick_struct(schema).pack(*arguments)
+    return wire.head(schema) + values_struct(schema).pack(seconds, *values)
 
 
 _SIGNATURE = (
@@ -285,6 +274,10 @@ _PASSED_ON = "clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save"
 def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str]) -> str:
     """Source of the function `make`, which returns the two functions of a `Writer`.
 
+    A writer is given an offset behind a head that is there already.  It writes time stamp and
+    values, and behind them the head of the next tick: the byte that says that this one is whole
+    (`wire.committed_end`) comes last, at no cost of its own.
+
     Args:
         schema: with a fixed layout.
         direct: of `Described`.
@@ -294,17 +287,17 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
     for i, field in enumerate(schema.fields):
         mapping = "clock_tick" if i < len(schema.clock) else "stats_tick"
         fetches.append(f"v{i} = {mapping}[{field.name!r}]")
+        packed.append(f"v{i}")
         if field.kind.shape:
             guards.append(f"type(v{i}) is ndarray and v{i}.dtype == D{i} and v{i}.shape == S{i}")
-            packed.append(f"{wire.array_tag(field.kind)!r}, v{i}.tobytes()")
-        else:
+            packed[-1] = f"v{i}.tobytes()"
+        elif field.kind != m.INT:  # as an int, `struct` takes only what is one, and exactly
             guards.append(f"type(v{i}) is T{i}")
-            tag = {"i8": "0xD3, ", "f8": "0xCB, ", "b1": "0xC2 + "}[field.kind.code]
-            packed.append(tag + (f"bool(v{i})" if direct[i] is np.bool_ else f"v{i}"))
     fetches += [f"clock_tick[{name!r}]" for name in extra_clocks]
+    # Every key was fetched, so neither dict is too short: if their sum is right, both are.
+    keys = len(schema.fields) + len(extra_clocks)
     guards += [
-        f"len(clock_tick) == {len(schema.clock) + len(extra_clocks)}",
-        f"len(stats_tick) == {len(schema.stats)}",
+        f"len(clock_tick) + len(stats_tick) == {keys}",
         "model is None and plot_fig is None and extra_obj is None and grads is None",
     ]
     return "\n".join(
@@ -314,28 +307,24 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
             *(f"    S{i} = constants[{i}][1]" for i in range(len(schema.fields))),
             "    take, give, now = hooks.take, hooks.give, hooks.now",
             "    miss, asked_to_save = hooks.miss, hooks.save",
-            "    buffer = words = None",
-            "    limit = -1",
-            "    def bind(new_buffer, new_words, new_limit):",
-            "        nonlocal buffer, words, limit",
-            "        buffer, words, limit = new_buffer, new_words, new_limit",
+            "    buffer = None",
+            "    def bind(new_buffer):",
+            "        nonlocal buffer",
+            "        buffer = new_buffer",
             f"    def update({_SIGNATURE}):",
             "        written = False",
             "        try:",
             *(f"            {line}" for line in fetches),
             f"            if {' and '.join(guards)}:",
             "                at = take()",
-            "                if at <= limit:",
-            f"                    pack(buffer, at, {', '.join(['HEAD', 'now()', *packed])})",
-            "                    at += SIZE",
-            "                    words[1] = at",
-            "                    give(at)",
-            "                    if not save:",
-            "                        return",
-            "                    written = True",
-            "                else:",
-            "                    give(at)",
-            "        except (KeyError, IndexError, TypeError, Error):",
+            f"                pack(buffer, at, {', '.join(['now()', *packed, 'HEAD'])})",
+            "                give(at + SIZE)",
+            "                if not save:",
+            "                    return",
+            "                written = True",
+            "        except Error:  # out of range, or the segment is full",
+            "            give(at)",
+            "        except (KeyError, IndexError, TypeError):",
             "            pass",
             "        if written:",
             "            return asked_to_save()",
@@ -355,9 +344,10 @@ def compile_writer(
     namespace: dict[str, Any] = {}
     source = writer_source(schema, direct, extra_clocks)
     exec(compile(source, "<tick writer>", "exec"), namespace)
-    packer = tick_struct(schema)
+    head = wire.head(schema)
+    packer = values_struct(schema, f"{len(head)}s")
     constants = [item if isinstance(item, tuple) else (item, None) for item in direct]
     update, bind = namespace["make"](
-        hooks, packer.pack_into, wire.head(schema), packer.size, struct.error, np.ndarray, constants
+        hooks, packer.pack_into, head, packer.size, struct.error, np.ndarray, constants
     )
     return Writer(update, bind)

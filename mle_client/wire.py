@@ -8,17 +8,22 @@ other record its name:
 
     ["run", {...}]   ["schema", number, [[key, code, shape], ...], [...]]
     ["gap", ticks, reason]   ["end"]
-    [number, seconds, value, ...]            a tick
+    [number, values]              a tick of fixed layout
+    [number, seconds, value, ...] a tick that holds text
 
-A tick whose schema has no text has a *fixed layout*: each byte that is not part of a value is
-known in advance, so a batch of such ticks is a numpy structured array as it lies there.
+A tick whose schema has no text has a *fixed layout*: `values` is a byte string, in which the time
+stamp and the values lie one after another in little-endian order, as the schema says.  So a batch
+of such ticks is a numpy structured array as it lies there, and one `struct.pack_into` writes one.
 
-    dc nnnn           array 16, n items
+    92                array of 2
     ce iiiiiiii       uint 32, the schema's number
-    cb tttttttttttttttt   float 64, seconds since the epoch
-    then each value:  d3 + int64 | cb + float64 | c2 or c3 (bool) | c6 + uint32 length + raw items
+    c4 nn             bin 8, n bytes   (c6 nnnnnnnn, bin 32, where n exceeds 255)
+    float 64          seconds since the epoch
+    each value        int 64 | float 64 | one byte 00 or 01 (bool) | the items of an array
 
-A tick with text has the same head, then general msgpack values.
+A tick with text begins with dc nnnn ce iiiiiiii cb, an array 16 with the schema's number and the
+time stamp as a float 64; general msgpack values follow.
+
 Messages are one or two frames: a msgpack array that begins with the message's number, and for
 `Data` the payload.
 """
@@ -38,8 +43,13 @@ import numpy.typing as npt
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 
-HEAD_BYTES: Final = 9  # dc nnnn ce iiiiiiii cb: all before the time stamp
-_TICK_MARK: Final = 0xCE
+_TEXT_HEAD_BYTES: Final = 9  # dc nnnn ce iiiiiiii cb
+_TEXT_MARK: Final = 0xDC
+_FIXED_MARK: Final = 0x92
+_NUMBER_MARK: Final = 0xCE
+_SHORT_BIN, _LONG_BIN = 0xC4, 0xC6
+_SHORT_HEAD_BYTES: Final = 8  # 92 ce iiiiiiii c4 nn
+_LONG_HEAD_BYTES: Final = 11
 _FIRST_FEED_BYTES: Final = 1024  # of a record; most are shorter
 _FIRST_RUN_GUESS: Final = 256  # ticks looked at before assuming that a batch is of one schema
 
@@ -48,23 +58,30 @@ Column: TypeAlias = "Array | list[str]"
 
 
 # --- the fixed layout -----------------------------------------------------------------------------
-def head(schema: m.Schema) -> bytes:
-    """The constant bytes at the beginning of every tick of a schema, up to the time stamp."""
-    return struct.pack(">BHBIB", 0xDC, 2 + len(schema.fields), _TICK_MARK, schema.number, 0xCB)
-
-
 def has_fixed_layout(schema: m.Schema) -> bool:
-    """Whether every tick of the schema has the same length and the same constant bytes."""
+    """Whether every tick of the schema has the same length and the same first bytes."""
     return all(field.kind.code != "str" for field in schema.fields)
 
 
-def array_tag(kind: m.Kind) -> bytes:
-    """The constant bytes before the items of an array: bin 32 and the length in bytes."""
-    return struct.pack(">BI", 0xC6, array_bytes(kind))
+def head(schema: m.Schema) -> bytes:
+    """The constant bytes at the beginning of every tick of a schema."""
+    if not has_fixed_layout(schema):
+        return struct.pack(">BHBIB", _TEXT_MARK, 2 + len(schema.fields), 0xCE, schema.number, 0xCB)
+    length = fixed_values_bytes(schema)
+    short = length <= 0xFF
+    number = struct.pack(">BBI", _FIXED_MARK, _NUMBER_MARK, schema.number)
+    return number + struct.pack(
+        ">BB" if short else ">BI", _SHORT_BIN if short else _LONG_BIN, length
+    )
 
 
-def array_bytes(kind: m.Kind) -> int:
-    """Length of an array value in bytes."""
+def fixed_values_bytes(schema: m.Schema) -> int:
+    """Length of the time stamp and the values of a tick of fixed layout, in bytes."""
+    return 8 + sum(value_bytes(field.kind) for field in schema.fields)
+
+
+def value_bytes(kind: m.Kind) -> int:
+    """Length of a value in a tick of fixed layout, in bytes."""
     size = np.dtype(kind.code).itemsize
     for length in kind.shape:
         size *= length
@@ -76,16 +93,14 @@ class FixedLayout:
     """How a fixed-layout tick lies in memory.
 
     Args:
-        dtype: of one tick; fields "t" and "v0", "v1", … are the values, the rest constants.
-        constant_at: shape (c,), offsets of the constant bytes.
-        constants: shape (c,), uint8, what stands there.
-        bool_at: offsets of bool values, each of which must be c2 or c3.
+        head: its first bytes.
+        dtype: of one tick; fields "head", "t" and "v0", "v1", …
+        bools: names of the fields that hold bools, each of which must be 0 or 1.
     """
 
+    head: bytes
     dtype: np.dtype[Any]
-    constant_at: npt.NDArray[np.intp]
-    constants: npt.NDArray[np.uint8]
-    bool_at: tuple[int, ...]
+    bools: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -94,46 +109,81 @@ class FixedLayout:
 
     def count_valid(self, data: memoryview, at: int, most: int) -> int:
         """How many ticks of this layout lie one after another from `at` on; `most` at the most."""
-        raw = np.frombuffer(data, np.uint8, most * self.size, at).reshape(most, self.size)
-        good = (raw[:, self.constant_at] == self.constants).all(axis=1)
-        for offset in self.bool_at:
-            good &= (raw[:, offset] | 1) == 0xC3
+        ticks = np.frombuffer(data, self.dtype, most, at)
+        good = ticks["head"] == np.frombuffer(self.head, self.dtype["head"])[0]
+        for name in self.bools:
+            good &= ticks[name] <= 1
         return most if good.all() else int(good.argmin())
 
 
 def fixed_layout(schema: m.Schema) -> FixedLayout:
     """The layout of a schema for which `has_fixed_layout` holds."""
-    parts: list[tuple[str, Any]] = [("head", f"V{HEAD_BYTES}"), ("t", ">f8")]
-    constants = list(enumerate(head(schema)))
-    at = HEAD_BYTES + 8
-    bool_at = []
+    first = head(schema)
+    # A head of 8 bytes compares as one number; a longer one is rare.
+    parts: list[tuple[str, Any]] = [("head", "<u8" if len(first) == 8 else f"S{len(first)}")]
+    parts.append(("t", "<f8"))
+    bools = []
     for i, field in enumerate(schema.fields):
-        tag, value = _fixed_value(field.kind)
-        if tag:
-            parts.append((f"c{i}", f"V{len(tag)}"))
-            constants.extend((at + j, byte) for j, byte in enumerate(tag))
-            at += len(tag)
+        if field.kind == m.BOOL:
+            bools.append(f"v{i}")
+            parts.append((f"v{i}", "u1"))
+        elif field.kind in (m.INT, m.FLOAT):
+            parts.append((f"v{i}", "<" + field.kind.code))
         else:
-            bool_at.append(at)
-        parts.append((f"v{i}", value))
-        at += array_bytes(field.kind)
-    return FixedLayout(
-        np.dtype(parts),
-        np.array([offset for offset, _ in constants], np.intp),
-        np.array([byte for _, byte in constants], np.uint8),
-        tuple(bool_at),
-    )
+            parts.append((f"v{i}", (field.kind.code, field.kind.shape)))
+    return FixedLayout(first, np.dtype(parts), tuple(bools))
 
 
-def _fixed_value(kind: m.Kind) -> tuple[bytes, Any]:
-    """The constant bytes before a value, and its numpy type."""
-    if kind.code == "i8":
-        return b"\xd3", ">i8"
-    if kind.code == "f8":
-        return b"\xcb", ">f8"
-    if kind.code == "b1":
-        return b"", "u1"
-    return array_tag(kind), (kind.code, kind.shape)
+def committed_end(data: bytes | memoryview) -> int:
+    """Where the whole records in a segment of a ring end.
+
+    A writer puts a byte that is not zero behind each record it has finished, and nothing but zeros
+    lies behind that; so what a killed process was about to write is told from what it wrote.
+
+    Args:
+        data: records from the first on, followed by the bytes behind them.
+
+    Returns:
+        The offset behind the last record that was finished.
+    """
+    view = memoryview(data)
+    at = 0
+    while True:
+        length = _record_bytes(view, at)
+        if length == 0 or at + length >= len(view) or view[at + length] == 0:
+            return at
+        at += _alike(view, at, length)
+
+
+def _alike(view: memoryview, at: int, length: int) -> int:
+    """Bytes of the finished records from `at` on that begin like the first; one at least."""
+    if (
+        bytes(view[at : at + 2]) != bytes((_FIXED_MARK, _NUMBER_MARK))
+        or (most := (len(view) - at) // length) < 2
+    ):
+        return length
+    rows = np.frombuffer(view, np.uint8, most * length, at).reshape(most, length)
+    same = (rows[:, :_SHORT_HEAD_BYTES] == rows[0, :_SHORT_HEAD_BYTES]).all(axis=1)
+    count = most if same.all() else int(same.argmin())
+    return max(1, count - 1) * length  # the last of them is looked at on its own
+
+
+def _record_bytes(view: memoryview, at: int) -> int:
+    """The length of the record at an offset; 0 where there is none, or no whole one."""
+    start = bytes(view[at : at + _LONG_HEAD_BYTES])
+    if not start or start[0] == 0:
+        return 0
+    if start[:2] == bytes((_FIXED_MARK, _NUMBER_MARK)):
+        if len(start) < _LONG_HEAD_BYTES:
+            return 0
+        if start[6] == _SHORT_BIN:
+            return _SHORT_HEAD_BYTES + start[7]
+        return _LONG_HEAD_BYTES + int.from_bytes(start[7:], "big")
+    try:
+        _, end = _unpack_prefix(view, at)
+    except ProtocolError:
+        return 0
+    return end - at
 
 
 # --- blocks: ticks of one schema, one after another -----------------------------------------------
@@ -166,13 +216,9 @@ class FixedBlock(Block):
     def column(self, index: int) -> Column:
         kind = self.schema.fields[index].kind
         values: Array = self.ticks[f"v{index}"]
-        if kind.code == "b1":
-            truth: Array = values == 0xC3
-            return truth
-        if kind.shape or kind.code not in ("i8", "f8"):
-            return values
-        native: Array = values.astype("=" + kind.code)
-        return native
+        if kind == m.BOOL:
+            return np.ascontiguousarray(values).view(np.bool_)
+        return np.ascontiguousarray(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,12 +298,13 @@ class StreamDecoder:
 
     def _next(self, data: memoryview, at: int, known: Mapping[int, m.Schema]) -> tuple[int, Record]:
         """The record at `at` (of ticks: as many as are alike) and where the next begins."""
-        start = data[at : at + HEAD_BYTES]
-        if len(start) < HEAD_BYTES or start[0] != 0xDC or start[3] != _TICK_MARK:
+        number_at = {_FIXED_MARK: 2, _TEXT_MARK: 4}.get(data[at])
+        marked = number_at is not None and bytes(data[at + number_at - 1 :][:1]) == b"\xce"
+        if number_at is None or not marked:
             body, end = _unpack_prefix(data, at)
             return end, _record(body)
-        schema = known.get(int.from_bytes(start[4:8], "big"))
-        if schema is None or bytes(start) != head(schema):
+        schema = known.get(int.from_bytes(data[at + number_at :][:4], "big"))
+        if schema is None:
             raise ProtocolError("a tick names a schema that was not sent")
         layout = self._layout(schema)
         if layout is None:
@@ -283,14 +330,16 @@ class StreamDecoder:
         if end == at:
             raise ProtocolError("a tick is cut short or not laid out as its schema says")
         ticks = np.frombuffer(data[at:end], layout.dtype)
-        return end, FixedBlock(schema, ticks["t"].astype("=f8"), ticks)
+        return end, FixedBlock(schema, np.ascontiguousarray(ticks["t"]), ticks)
 
     def _text_ticks(self, data: memoryview, at: int, schema: m.Schema) -> tuple[int, Block]:
         first = head(schema)
         rows: list[list[Any]] = []
-        while bytes(data[at : at + HEAD_BYTES]) == first:
+        while bytes(data[at : at + _TEXT_HEAD_BYTES]) == first:
             row, at = _unpack_prefix(data, at)
             rows.append(row[1:])
+        if not rows:
+            raise ProtocolError("a tick is not laid out as its schema says")
         columns = [list(column) for column in zip(*rows, strict=True)]
         for field, column in zip(schema.fields, columns[1:], strict=True):
             _check_values(field, column)
@@ -313,7 +362,7 @@ _VALUE_TYPES: Final[dict[str, tuple[type, ...]]] = {
 def _check_values(field: m.Field, column: Sequence[Any]) -> None:
     """Raise unless every value of a general tick is of its schema's type."""
     expected = _VALUE_TYPES.get(field.kind.code, (bytes,))
-    length = array_bytes(field.kind) if expected == (bytes,) else None
+    length = value_bytes(field.kind) if expected == (bytes,) else None
     for value in column:
         if type(value) not in expected or (length is not None and len(value) != length):
             raise ProtocolError(f"a value of {field.name!r} is not the {field.kind} it should be")
@@ -345,7 +394,7 @@ def _schema(number: int, clock: list[Any], stats: list[Any]) -> m.Schema:
     for group in (schema.clock, schema.stats):
         if len({field.name for field in group}) != len(group):
             raise ProtocolError("a schema names a key twice")
-    if sum(array_bytes(f.kind) for f in schema.fields if f.kind.shape) > m.MAX_TICK_BYTES:
+    if sum(value_bytes(f.kind) for f in schema.fields if f.kind.shape) > m.MAX_TICK_BYTES:
         raise ProtocolError("a schema's arrays are larger than a tick may be")
     return schema
 

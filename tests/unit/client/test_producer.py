@@ -48,6 +48,7 @@ class Stage:
         self.saves += 1
 
     def records(self) -> list[wire.Record]:
+        self.producer.catch_up()
         stream = b"".join(bytes(view) for _, view in self.ring.pending(0))
         return wire.StreamDecoder().decode(stream)
 

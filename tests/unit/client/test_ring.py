@@ -8,9 +8,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from mle_client import ring as rings
+from mle_client import wire
 from mle_client.messages import ProducerId
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES, Ring, RingFull
 
@@ -29,13 +31,16 @@ def ring(tmp_path: Path) -> Iterator[Ring]:
     ring.delete()
 
 
-def put(ring: Ring, record: bytes) -> None:
+def put(ring: Ring, text: bytes) -> bytes:
+    """Commit a record.  Returns: its bytes."""
+    record: bytes = msgpack.packb([text])
     at = ring.active.end
-    if at + len(record) > ring.active.size:
-        ring.roll(len(record))
+    if at + len(record) >= ring.active.size:
+        ring.roll(len(record) + 1)
         at = HEADER_BYTES
-    ring.active.buffer[at : at + len(record)] = record
-    ring.active.words[1] = at + len(record)
+    ring.active.buffer[at : at + len(record) + 1] = record + b"\xc0"
+    ring.reached(at + len(record))
+    return record
 
 
 def content(ring: Ring, position: int = 0) -> bytes:
@@ -43,28 +48,27 @@ def content(ring: Ring, position: int = 0) -> bytes:
 
 
 def test_records_come_back_from_any_position(ring: Ring) -> None:
-    put(ring, b"first")
-    put(ring, b"second")
-    assert content(ring) == b"firstsecond"
-    assert content(ring, 5) == b"second"
-    assert content(ring, 11) == b""
-    assert ring.head == 11
+    first = put(ring, b"first")
+    second = put(ring, b"second")
+    assert content(ring) == first + second
+    assert content(ring, len(first)) == second
+    assert ring.head == len(first + second)
+    assert content(ring, ring.head) == b""
 
 
 def test_bytes_behind_the_committed_end_are_not_there(ring: Ring) -> None:
-    put(ring, b"whole")
+    whole = put(ring, b"whole")
     end = ring.active.end
     ring.active.buffer[end : end + 4] = b"half"
-    assert content(ring) == b"whole"
+    assert content(ring) == whole
 
 
 def test_positions_go_on_across_segments(ring: Ring) -> None:
-    record = b"r" * 100_000
-    for _ in range(5):
-        put(ring, record)
+    records = [put(ring, b"r" * 100_000) for _ in range(5)]
+    length = len(records[0])
     assert len(ring.segments) == 3
-    assert [position for position, _ in ring.pending(0)] == [0, 200_000, 400_000]
-    assert content(ring, 150_000) == b"r" * 350_000
+    assert [position for position, _ in ring.pending(0)] == [0, 2 * length, 4 * length]
+    assert content(ring, length) == b"".join(records[1:])
 
 
 def test_acknowledged_segments_are_written_to_again(ring: Ring) -> None:
@@ -72,8 +76,9 @@ def test_acknowledged_segments_are_written_to_again(ring: Ring) -> None:
         put(ring, b"r" * 100_000)
         ring.release(ring.head)
     assert ring.held_bytes <= 3 * SEGMENT_BYTES
-    put(ring, b"last")
-    assert content(ring, ring.head - 4) == b"last"
+    last = put(ring, b"last")
+    assert content(ring, ring.head - len(last)) == last
+    assert wire.committed_end(ring.active.buffer[HEADER_BYTES:]) == ring.active.end - HEADER_BYTES
 
 
 def test_a_position_that_was_recycled_is_an_error(ring: Ring) -> None:
@@ -85,10 +90,9 @@ def test_a_position_that_was_recycled_is_an_error(ring: Ring) -> None:
 
 
 def test_a_record_larger_than_a_segment_gets_one_of_its_own(ring: Ring) -> None:
-    put(ring, b"small")
-    put(ring, b"x" * (2 * SEGMENT_BYTES))
-    put(ring, b"small")
-    assert len(content(ring)) == 10 + 2 * SEGMENT_BYTES
+    texts = (b"small", b"x" * (2 * SEGMENT_BYTES), b"small")
+    records = [put(ring, text) for text in texts]
+    assert content(ring) == b"".join(records)
 
 
 def test_past_the_memory_bound_segments_are_files_under_the_root(tmp_path: Path) -> None:
@@ -125,7 +129,8 @@ def die_while_writing(folder: str, ready: object) -> None:
     put(ring, b"r" * SEGMENT_BYTES)
     put(ring, b"also kept")
     end = ring.active.end
-    ring.active.buffer[end : end + 7] = b"not yet"
+    record = msgpack.packb([b"not yet"])
+    ring.active.buffer[end : end + len(record)] = record
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -140,10 +145,9 @@ def test_a_killed_process_leaves_its_committed_records(tmp_path: Path) -> None:
     assert lock is not None
     os.close(lock)
     remains = rings.read_remains(str(tmp_path / "ring"), str(tmp_path / "spill"))
-    assert (
-        b"".join(part.payload for part in remains) == b"kept" + b"r" * SEGMENT_BYTES + b"also kept"
-    )
-    assert [part.base for part in remains] == [0, 4, 4 + SEGMENT_BYTES]
+    records = [msgpack.packb([text]) for text in (b"kept", b"r" * SEGMENT_BYTES, b"also kept")]
+    assert [part.payload for part in remains] == records
+    assert [part.base for part in remains] == [0, len(records[0]), sum(map(len, records[:2]))]
     assert {part.producer for part in remains} == {PRODUCER}
 
 
@@ -161,13 +165,13 @@ def test_a_ring_without_any_room_is_refused_and_leaves_nothing(tmp_path: Path) -
 
 
 def test_in_a_child_forgetting_keeps_the_parents_files_and_lock(ring: Ring) -> None:
-    put(ring, b"mine")
+    mine = put(ring, b"mine")
     pid = os.fork()
     if pid == 0:
         ring.forget()
         os._exit(0)
     os.waitpid(pid, 0)
-    assert content(ring) == b"mine"
+    assert content(ring) == mine
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(rings.take_over, (ring.directory,)) is None
         pool.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import mmap
-import struct
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -124,13 +123,12 @@ class Bench:
         self.missed: list[Any] = []
         self.saves = 0
         self.buffer = mmap.mmap(-1, room)
-        self.words = memoryview(self.buffer)[:64].cast("Q")
-        self.words[1] = 64
+        self.head = wire.head(self.schema)
+        self.buffer[64 - len(self.head) : 64] = self.head
         extra = [name for name in clock if name in ("time", "time_elapsed", "num_updates")]
         hooks = ticks.Hooks(self.baton.pop, self.baton.append, lambda: 1.5, self._miss, self._save)
         self.writer = ticks.compile_writer(self.schema, described.direct, extra, hooks)
-        size = ticks.tick_struct(self.schema).size
-        self.writer.bind(self.buffer, self.words, room - size)
+        self.writer.bind(self.buffer)
 
     def _miss(self, *tick: Any) -> None:
         self.missed.append(tick)
@@ -138,10 +136,14 @@ class Bench:
     def _save(self) -> None:
         self.saves += 1
 
+    def stream(self) -> bytes:
+        """What is committed: the last head is that of a tick to come."""
+        return self.buffer[64 - len(self.head) : self.baton[0] - len(self.head)]
+
     def written(self) -> list[list[Any]]:
         decoder = wire.StreamDecoder({0: self.schema})
         rows = []
-        for block in decoder.decode(self.buffer[64 : self.words[1]]):
+        for block in decoder.decode(self.stream()):
             assert isinstance(block, wire.Block)
             columns = [block.column(i) for i in range(len(self.schema.fields))]
             rows += [[column[i] for column in columns] for i in range(len(block))]
@@ -154,9 +156,7 @@ def test_the_writer_writes_what_the_general_way_writes() -> None:
     bench = Bench(clock, stats)
     bench.writer.update(clock, stats)
     described = ticks.describe(clock, stats)
-    assert bench.buffer[64 : bench.words[1]] == ticks.pack_fixed(
-        bench.schema, 1.5, described.values
-    )
+    assert bench.stream() == ticks.pack_fixed(bench.schema, 1.5, described.values)
     assert not bench.missed
 
 
@@ -165,7 +165,8 @@ def test_the_writer_writes_what_the_general_way_writes() -> None:
     [
         ({"step": 1}, {"loss": 1}, {}),  # another type
         ({"step": 1}, {"loss": np.float64(1)}, {}),
-        ({"step": True}, {"loss": 1.0}, {}),
+        ({"step": 1.0}, {"loss": 1.0}, {}),
+        ({"step": "1"}, {"loss": 1.0}, {}),
         ({"step": 1}, {"loss": 1.0, "more": 1}, {}),
         ({"step": 1}, {}, {}),
         ({}, {"loss": 1.0}, {}),
@@ -182,11 +183,11 @@ def test_anything_unexpected_goes_the_general_way_and_writes_nothing(
     bench = Bench({"step": 1}, {"loss": 1.0})
     bench.writer.update(clock, stats, **rest)
     assert len(bench.missed) == 1
-    assert bench.words[1] == 64
+    assert bench.baton == [64]
 
 
 def test_a_full_segment_goes_the_general_way() -> None:
-    bench = Bench({"step": 1}, {"loss": 1.0}, room=64 + 2 * 40)
+    bench = Bench({"step": 1}, {"loss": 1.0}, room=64 + 2 * (8 + 3 * 8))
     for step in range(3):
         bench.writer.update({"step": step}, {"loss": 0.5})
     assert [row[0] for row in bench.written()] + [tick[0]["step"] for tick in bench.missed] == [
@@ -216,7 +217,31 @@ def test_keys_that_look_like_code_are_only_keys() -> None:
     assert bench.written() == [[2.0]]
 
 
-def test_a_tick_is_as_long_as_its_struct_says() -> None:
-    schema = m.Schema(0, (m.Field("a", m.INT),), (m.Field("b", m.BOOL),))
-    assert ticks.tick_struct(schema).size == 9 + 8 + 9 + 1
-    assert isinstance(ticks.tick_struct(schema), struct.Struct)
+@pytest.mark.parametrize("step", [True, np.int64(7), np.uint8(7), np.array(7), Color.RED])
+def test_an_int_may_be_of_any_type_that_is_one(step: Any) -> None:
+    bench = Bench({"step": 1}, {"loss": 1.0})
+    bench.writer.update({"step": step}, {"loss": 1.0})
+    assert bench.written() == [[int(step), 1.0]]
+    assert not bench.missed
+
+
+def test_a_tick_behind_which_nothing_was_put_is_not_whole() -> None:
+    bench = Bench({"step": 1}, {"loss": 1.0})
+    for step in range(3):
+        bench.writer.update({"step": step}, {"loss": 0.5})
+    content = bench.buffer[64 - len(bench.head) :]
+    whole = len(bench.stream())
+    assert wire.committed_end(content) == whole
+    for cut in range(1, len(bench.head) + 1):  # killed before the last bytes were written
+        torn = content[: whole + len(bench.head) - cut] + bytes(500)
+        size = whole if cut < len(bench.head) else whole * 2 // 3
+        assert wire.committed_end(torn) == size
+
+
+def test_a_large_tick_has_a_longer_head() -> None:
+    schema = m.Schema(5, (), (m.Field("v", m.Kind("<f8", (100,))),))
+    packed = ticks.pack_fixed(schema, 1.0, [np.arange(100.0).tobytes()])
+    assert len(packed) == 11 + 8 + 800
+    (block,) = wire.StreamDecoder({5: schema}).decode(packed)
+    assert isinstance(block, wire.Block)
+    np.testing.assert_array_equal(block.column(0), [np.arange(100.0)])

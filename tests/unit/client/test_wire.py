@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 
 import msgpack
 import numpy as np
@@ -47,7 +48,9 @@ def test_a_record_comes_back_equal(record: m.Run) -> None:
 
 def test_a_fixed_tick_is_valid_msgpack() -> None:
     packed = fixed(LOSS, (3, 0.5, True))
-    assert msgpack.unpackb(packed) == [0, 0.0, 3, 0.5, True]
+    number, values = msgpack.unpackb(packed)
+    assert number == LOSS.number
+    assert struct.unpack("<dqd?", values) == (0.0, 3, 0.5, True)
 
 
 def test_alike_ticks_become_one_block_without_a_python_object_each() -> None:
@@ -92,7 +95,7 @@ def test_a_refused_piece_leaves_the_decoder_as_it_was() -> None:
     [
         fixed(LOSS, (1, 1.0, True)),  # its schema was not sent
         wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True))[:-1],
-        wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True))[:-1] + b"\x01",  # no bool
+        wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True))[:-1] + b"\x02",  # no bool
         wire.encode_record(LOSS) + wire.encode_record(m.Schema(0, (), ())),
         wire.encode_record(NOTE) + wire.encode_text_tick(NOTE, 1.0, [3, b"12345678"]),
         wire.encode_record(NOTE) + wire.encode_text_tick(NOTE, 1.0, ["a", b"short"]),

@@ -1,0 +1,312 @@
+"""A daemon without a world: the real core, and in place of disks and sockets lists to look at.
+
+`Trainer` makes a producer's stream as real bytes, `Files` are log files as lists of rows, and `Rig`
+does for `Core` what `mle_daemon.daemon` does, one step at a time: a test decides when the journal
+takes what is to be appended, when the writer thread gets on, and when the process dies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from mle_client import layout, ticks, wire
+from mle_client import messages as m
+from mle_client.errors import LogNotFound
+from mle_daemon import events as e
+from mle_daemon.columns import FileState
+from mle_daemon.config import DaemonConfig
+from mle_daemon.core import Core
+
+ROOT = "/root"
+STEP = m.Schema(0, (m.Field("step", m.INT),), ())
+ANNA, BERT, CARL = e.Client(b"anna"), e.Client(b"bert"), e.Client(b"carl")
+
+
+def make_run(name: str = "run", seed_id: str = "seed_1", **changes: Any) -> m.Run:
+    """A run that a daemon of `ROOT` takes."""
+    run = m.Run(
+        run_id=m.RunId(hashlib.md5(name.encode()).digest()), directory=f"{ROOT}/exp",
+        experiment_dir="exp/", seed_id=seed_id, eval_id="", model_type="no-model-type-provided",
+        start_time=0.0, config_name="", config_file=b"", config_text="", config_json="",
+        num_seeds=None, overwrite=False, pid=1, host="here",
+    )  # fmt: skip
+    return dataclasses.replace(run, **changes)
+
+
+class Trainer:
+    """A producer's stream.  Args: name: makes its id; run: that it logs to, made of the name."""
+
+    def __init__(self, name: str = "main", run: m.Run | None = None) -> None:
+        self.id = m.ProducerId(hashlib.md5(b"producer " + name.encode()).digest())
+        self.run = run or make_run(name)
+        self.path = layout.log_path(self.run.directory, self.run.seed_id)
+        self.edges = [0]  # positions at which a record ends
+        self.stream = b""
+        self._put(wire.encode_record(self.run))
+
+    @property
+    def head(self) -> int:
+        """Position behind all that was logged."""
+        return len(self.stream)
+
+    def log(self, *steps: int) -> Trainer:
+        """Log ticks."""
+        for step in steps:
+            schema = b"" if self._knows_schema() else wire.encode_record(STEP)
+            self._put(schema + ticks.pack_fixed(STEP, float(step), (step,)))
+        return self
+
+    def lose(self, count: int) -> Trainer:
+        """Say that ticks were lost."""
+        self._put(wire.encode_record(m.Gap(count, "no room")))
+        return self
+
+    def end(self) -> Trainer:
+        """Close the stream."""
+        self._put(wire.encode_record(m.End()))
+        return self
+
+    def data(self, start: int = 0, end: int | None = None) -> m.Data:
+        """The piece of the stream between two positions, by default all of it."""
+        return m.Data(self.id, start, self.stream[start:end])
+
+    def _knows_schema(self) -> bool:
+        return wire.encode_record(STEP) in self.stream
+
+    def _put(self, record: bytes) -> None:
+        self.stream += record
+        self.edges.append(len(self.stream))
+
+
+@dataclass
+class LogFile:
+    """A published file.  Args: rows: the steps in it."""
+
+    run: str
+    rows: list[int]
+    applied: dict[str, int]
+    status: str
+    lost: int
+    sealed: bool = False
+
+    def state(self) -> FileState:
+        """What the daemon keeps of it."""
+        size = 100 * len(self.rows)
+        return FileState(
+            self.run, len(self.rows), self.applied, {}, self.status, 0.0, size, self.lost
+        )
+
+
+@dataclass
+class Files:
+    """Log files by path, with the behaviour of `mle_daemon.store`.  Args: aside: put aside."""
+
+    files: dict[str, LogFile] = field(default_factory=dict)
+    aside: list[LogFile] = field(default_factory=list)
+
+    def open_run(self, run: m.Run, path: str) -> tuple[FileState | None, str]:
+        """As of `Store`."""
+        file = self.files.get(path)
+        if file is not None and file.run == run.run_id.hex():
+            return file.state(), ""
+        note = f"moved from {path}" if file is not None else ""
+        self._put_aside(path)
+        return None, note
+
+    def publish(self, job: e.PublishRun) -> FileState:
+        """As of `Store`."""
+        rows: list[int] = []
+        if job.file is None:
+            self._put_aside(job.path)
+        elif job.path not in self.files:
+            raise LogNotFound(job.path, "gone")
+        else:
+            before = self.files[job.path]
+            assert (before.run, len(before.rows)) == (job.file.run, job.file.rows)
+            rows = list(before.rows)
+        for block in job.blocks:
+            rows += [int(step) for step in block.column(0)]
+        file = LogFile(job.run.run_id.hex(), rows, dict(job.applied), job.status, job.lost)
+        self.files[job.path] = file
+        return file.state()
+
+    def seal(self, job: e.SealRun) -> FileState:
+        """As of `Store`."""
+        self.files[job.path].sealed = True
+        return self.files[job.path].state()
+
+    def _put_aside(self, path: str) -> None:
+        if path in self.files:
+            self.aside.append(self.files.pop(path))
+
+
+class Rig:
+    """One root with its daemon, which may die and be started again.
+
+    Args:
+        changes: of the daemon's configuration.
+    """
+
+    def __init__(self, **changes: Any) -> None:
+        self.config = DaemonConfig(ROOT, **changes)
+        self.now = 1_000.0
+        self.disk = Files()
+        self.segments: dict[int, list[bytes]] = {}
+        self.last_segment = 0
+        self.journal_error = ""  # while set, nothing can be appended
+        self.open_error: tuple[str, bool] | None = None  # while set, no folder can be used
+        self.start()
+
+    # --- the process's life -------------------------------------------------------------------
+    def start(self) -> None:
+        """Start a daemon that knows what the journal holds.  One that ran is gone as if killed."""
+        self.core = Core(self.config, "daemon")
+        self.appends: list[bytes] = []  # records to be appended
+        self.jobs: list[e.PublishRun | e.SealRun] = []  # for the writer
+        self.sent: list[tuple[e.Client, m.Reply]] = []  # not looked at yet
+        self.logged: list[str] = []
+        self.left: e.Leave | None = None
+        older = sorted(self.segments)
+        for number in older:
+            for record in self.segments[number]:
+                self.deliver(e.Replayed(number, record))
+        self.deliver(e.Recovered())
+        assert not self.jobs, "nobody is there yet to do them"
+        self.rotate(older)
+        self.tick()
+
+    def rotate(self, older: list[int] | None = None) -> int:
+        """Begin a new segment, and return its number."""
+        record = self.core.first_record()
+        self._begin_segment()
+        self.segments[self.last_segment].append(record)
+        self.core.rotated(self.last_segment, older or [])
+        return self.last_segment
+
+    def begin_segment_unasked(self) -> None:
+        """Have the journal go on in another segment by itself, as it does behind a bad one."""
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        self.last_segment += 1
+        self.segments[self.last_segment] = []
+
+    # --- steps --------------------------------------------------------------------------------
+    def deliver(self, event: e.Event) -> list[e.Instruction]:
+        """Deliver an event and carry out what comes of it, but for journal and writer.
+
+        Returns:
+            All instructions, those of events that followed at once included.
+        """
+        done: list[e.Instruction] = []
+        for instruction in self.core.handle(event, self.now):
+            done.append(instruction)
+            match instruction:
+                case e.Send(client, message):
+                    self.sent.append((client, message))
+                case e.AppendJournal(parts):
+                    self.appends.append(b"".join(parts))
+                case e.OpenRun(run, _, path):
+                    done += self.deliver(self._open(run, path))
+                case e.PublishRun() | e.SealRun():
+                    self.jobs.append(instruction)
+                case e.DropSegments(numbers):
+                    for number in numbers:
+                        del self.segments[number]
+                case e.Log(_, text):
+                    self.logged.append(text)
+                case e.Leave():
+                    self.left = instruction
+        return done
+
+    def _open(self, run: m.Run, path: str) -> e.Event:
+        if self.open_error is not None:
+            return e.RunNotOpened(run.run_id, *self.open_error)
+        return e.RunOpened(run.run_id, *self.disk.open_run(run, path))
+
+    def receive(self, client: e.Client, message: m.Request) -> list[e.Instruction]:
+        """Have a message come in."""
+        return self.deliver(e.Received(client, message))
+
+    def write_journal(self) -> None:
+        """Append what is to be appended, and tell the outcome."""
+        while self.appends:
+            records, self.appends = self.appends, []
+            if self.journal_error:
+                self.deliver(e.JournalFailed(self.journal_error))
+                return
+            self.segments[self.last_segment] += records
+            self.deliver(e.Journaled(self.last_segment))
+
+    def tick(self, seconds: float = 0.0) -> None:
+        """Let time pass and end a round of the loop."""
+        self.now += seconds
+        self.write_journal()
+        self.deliver(e.Tick())
+        self.write_journal()
+
+    def take(self, client: e.Client, *messages: m.Request) -> None:
+        """Have messages come in, in one round."""
+        for message in messages:
+            self.receive(client, message)
+        self.tick()
+
+    def work(self, error: str = "", reopen: bool = False) -> None:
+        """Have the writer do the jobs it has, and tell what came of them.
+
+        Args:
+            error: with which it fails, "" where it does not.
+            reopen: as of `PublishFailed`.
+        """
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            self.deliver(self._do(job, error, reopen))
+        self.write_journal()
+
+    def _do(self, job: e.PublishRun | e.SealRun, error: str, reopen: bool) -> e.Event:
+        if isinstance(job, e.SealRun):
+            file = job.file if error else self.disk.seal(job)
+            return e.Sealed(job.run_id, file, error)
+        if error:
+            return e.PublishFailed(job.run.run_id, error, reopen)
+        return e.Published(job.run.run_id, self.disk.publish(job), 0.01)
+
+    def settle(self) -> None:
+        """Let time pass until nothing more is due."""
+        for _ in range(100):
+            self.tick()
+            if self.jobs:
+                self.work()
+            elif self.core.next_due() == float("inf"):
+                return
+            else:
+                self.now = max(self.now, self.core.next_due())
+        raise AssertionError("something is due for ever")
+
+    # --- looking ------------------------------------------------------------------------------
+    def answers(self, client: e.Client) -> list[m.Reply]:
+        """What was sent to a client since the last look."""
+        found = [message for to, message in self.sent if to == client]
+        self.sent = [(to, message) for to, message in self.sent if to != client]
+        return found
+
+    def rows(self, trainer: Trainer) -> list[int]:
+        """The steps in a trainer's log file."""
+        file = self.disk.files.get(trainer.path)
+        return file.rows if file else []
+
+    def file(self, trainer: Trainer) -> LogFile:
+        """A trainer's log file."""
+        return self.disk.files[trainer.path]
+
+    def report(self, trainer: Trainer) -> e.Report:
+        """The line of the status report about a trainer's run."""
+        (line,) = [
+            line
+            for line in self.core.reports(self.now)
+            if layout.log_path(line["experiment_dir"], line["seed_id"]) == trainer.path
+        ]
+        return line
