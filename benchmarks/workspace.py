@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,8 +96,6 @@ class Workspace:
 @contextlib.contextmanager
 def _killing_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
     """End a process for good should it not end by itself."""
-    import threading
-
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     try:

@@ -82,6 +82,9 @@ class MLELogger:
         OSError: the folder cannot be made, or there is no room to buffer ticks.
     """
 
+    # A slot is found a little sooner than what lies in the instance's dict.
+    __slots__ = ("__dict__", "__weakref__", "update")
+
     def __init__(
         self,
         experiment_dir: str = "/",
@@ -348,16 +351,20 @@ class MLELogger:
             producer,
             {"pid": run.pid, "directory": run.directory, "seed_id": run.seed_id},
         )
+
+        def ask_to_save() -> None:
+            channel.save_wanted = True
+
         stream = Producer(
             producer,
             ring,
             run,
-            on_save=self.save,
+            on_save=self.save if self._sync else ask_to_save,
             on_artifacts=self._artifacts,
             on_lost=lambda reason: self._failed(MLEError(reason)),
         )
+        self._channel = channel = self._transport.add(stream, self._failed)
         stream.install(self._take_over)
-        self._channel = self._transport.add(stream, self._failed)
         _close_at_exit()
 
     def _take_over(self, update: Callable[..., None]) -> None:

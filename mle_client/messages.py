@@ -13,7 +13,7 @@ tick without a counter in the hot path, and a resend need not be cut as the firs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 PROTOCOL_VERSION = 1
 
@@ -33,9 +33,8 @@ MAX_SCHEMAS = 4_096  # combinations of keys and types that one producer may use
 MAX_FRAME_BYTES = 32 * 2**20  # anything larger on the socket is not ours
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The type of one value.
+class Kind(NamedTuple):
+    """The type of one value.  A tuple, as `Field`: they are hashed and compared often.
 
     Args:
         code: "i8" (int64), "f8" (float64), "b1" (bool), "str" (UTF-8 text), or, for an array, the
@@ -56,8 +55,7 @@ ARRAY_CODES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One key of a tick and the type of its value."""
 
     name: str

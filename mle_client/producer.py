@@ -93,7 +93,8 @@ class Producer:
         self._on_artifacts = on_artifacts
         self._on_lost = on_lost
         self._closed = ""
-        self._homes: dict[int, list[int]] = {}  # where the baton lies for each schema's writers
+        # By schema that has writers: where the baton lies for them, and the head of their ticks.
+        self._homes: dict[int, tuple[list[int], bytes]] = {}
         self._home = _Home([HEADER_BYTES], None, b"", ring.active)
         self._bound: Any = None  # what all writers write to
         self._widest = 0  # bytes of the longest tick of fixed layout
@@ -266,12 +267,12 @@ class Producer:
 
     def _generate(self, key: TickKey, schema: m.Schema, direct: tuple[Any, ...]) -> None:
         extra = [name for name in key[0] if name in OWN_CLOCKS]
-        baton = self._homes.setdefault(schema.number, [])
+        baton, head = self._homes.setdefault(schema.number, ([], wire.head(schema)))
         hooks = ticks.Hooks(baton.pop, baton.append, time.time, self._miss, self._on_save)
         writer = ticks.compile_writer(schema, direct, extra, hooks)
         self._codes.add(writer.update.__code__)
         self._acquire()
-        self._widest = max(self._widest, len(wire.head(schema)) + wire.fixed_values_bytes(schema))
+        self._widest = max(self._widest, len(head) + wire.fixed_values_bytes(schema))
         self._bound = None
         self._writers[key, direct] = writer
         self._give(schema)
@@ -395,12 +396,12 @@ class Producer:
             self._bound = active.buffer
         home = _Home([], None, b"", active)
         if schema is not None and schema.number in self._homes:
-            head = wire.head(schema)
+            baton, head = self._homes[schema.number]
             behind = active.end + len(head)
             if behind < active.size:
                 self._clean(behind)
                 active.buffer[active.end : behind] = head
-                home = _Home(self._homes[schema.number], schema, head, active)
+                home = _Home(baton, schema, head, active)
         self._home = home
         home.baton.append(active.end + len(home.head))
 

@@ -60,7 +60,7 @@ class Core:
         self._staged: list[tuple[e.Client, Piece]] = []
         self._segments: dict[int, dict[m.ProducerId, int]] = {}
         self._bases: set[int] = set()  # segments that begin with a state record
-        self._renamed: set[m.RunId] = set()  # not yet known to be in the journal
+        self._renamed: set[m.RunId] = set()  # opened when the journal has the new name
         self._with_ring: set[m.ProducerId] = set()  # streams whose ring was seen
         self._open_at: dict[m.RunId, float] = {}  # runs that are not open, and when they are to be
         self._publish_waiters: list[
@@ -314,15 +314,18 @@ class Core:
             if self._opening_at(run_id) > now:
                 continue
             run = self.runs[run_id]
-            del self._open_at[run_id]
-            if self._holder(run_id, run.path) is not None:
+            if self._holder(run_id, run.path) is None:
+                del self._open_at[run_id]
+                self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
+            else:
                 run.seed_id, run.path = self._free_name(run.run)
                 self._renamed.add(run_id)
                 self._out.append(e.AppendJournal((self._state_record([run_id]),)))
-            self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
 
     def _opening_at(self, run_id: m.RunId) -> float:
-        """When to open a run; infinity where it waits for another to be sealed."""
+        """When to open a run; infinity where it waits for something to happen."""
+        if run_id in self._renamed:
+            return float("inf")
         other = self._holder(run_id, self.runs[run_id].path)
         if other is None:
             return self._open_at[run_id]

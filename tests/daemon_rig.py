@@ -310,3 +310,36 @@ class Rig:
             if layout.log_path(line["experiment_dir"], line["seed_id"]) == trainer.path
         ]
         return line
+
+
+def acks(replies: list[m.Reply]) -> list[tuple[int, int, int]]:
+    """(position, ticks, published) of each acknowledgement."""
+    return [(r.position, r.ticks, r.published) for r in replies if isinstance(r, m.Ack)]
+
+
+def dones(replies: list[m.Reply]) -> list[tuple[int, str]]:
+    """(token, error) of each answer to a request."""
+    return [(r.token, r.error) for r in replies if isinstance(r, m.Done)]
+
+
+def only(instructions: list[e.Instruction], kind: type[Any]) -> list[Any]:
+    """The instructions of one kind."""
+    return [x for x in instructions if isinstance(x, kind)]
+
+
+def running(rig: Rig, name: str = "main", *steps: int) -> Trainer:
+    """A trainer whose ticks are published, those of steps 1 and 2 unless others are given."""
+    trainer = Trainer(name).log(*(steps or (1, 2)))
+    rig.take(ANNA, trainer.data())
+    rig.settle()
+    rig.answers(ANNA)
+    return trainer
+
+
+def ended(rig: Rig, name: str = "main") -> Trainer:
+    """A trainer that has logged step 1 and whose run is sealed; the seed has its name."""
+    trainer = Trainer(name, make_run(name, name)).log(1).end()
+    rig.take(ANNA, trainer.data())
+    rig.settle()
+    rig.answers(ANNA)
+    return trainer
