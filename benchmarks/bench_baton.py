@@ -68,7 +68,7 @@ def without_protection(source: str) -> str:
     return replaced(
         source,
         ("at = take()", "at = baton[0]"),
-        ("give(at + SIZE)", "baton[0] = at + SIZE"),
+        ("give(at + ", "baton[0] = (at + "),
         ("give(at)", "pass"),
     )
 
@@ -77,9 +77,9 @@ def with_lock(source: str) -> str:
     """The same with `take` as a lock around all that the holder of the baton does."""
     return replaced(
         without_protection(source),
-        ("at = baton[0]\n", "with take:\n                    at = baton[0]\n"),
-        ("                pack(", "                    pack("),
-        ("                baton[0] =", "                    baton[0] ="),
+        ("at = baton[0]", "with take:\n                at = baton[0]"),
+        ("            pack(", "                pack("),
+        ("            baton[0] =", "                baton[0] ="),
     )
 
 
@@ -90,7 +90,7 @@ def with_numbers(source: str) -> str:
         ("            v0 = clock_tick['number']\n", ""),
         ("len(stats_tick) == 7", "len(stats_tick) == 6"),
         ("now(), v0,", "now(), number,"),
-        ("        written = False", "        nonlocal number\n        written = False"),
+        ("        try:", "        nonlocal number\n        try:"),
         ("at = take()", "at = take(); number += 1"),
         ("    buffer = None", "    buffer = None\n    number = 0"),
     )
@@ -104,20 +104,18 @@ def writer(
     described = ticks.describe(clock, STATS)
     assert described.direct is not None
     schema = m.Schema(0, described.clock, described.stats)
-    head = wire.head(schema)
-    baton = [HEADER_BYTES]
+    first = HEADER_BYTES + len(wire.head(schema))
+    baton = [first]
     hooks = ticks.Hooks(take or baton.pop, baton.append, time.time, missed, missed)
     namespace: dict[str, Any] = {"baton": baton}
     exec(change(source_of(schema, described.direct)), namespace)
-    packer = ticks.values_struct(schema, f"{len(head)}s")
-    update, bind = namespace["make"](
-        hooks, packer.pack_into, head, packer.size, struct.error, np.ndarray,
-        [(item, None) for item in described.direct],
-    )  # fmt: skip
+    constants = [(item, None) for item in described.direct]
+    pack = ticks.writer_struct(schema).pack_into
+    update, bind = namespace["make"](hooks, pack, struct.error, np.ndarray, constants)
     bind(bytearray(SEGMENT_BYTES))
 
     def empty() -> None:
-        baton[:] = [HEADER_BYTES + len(head)]
+        baton[:] = [first]
 
     return update, empty
 

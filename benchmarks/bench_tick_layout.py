@@ -54,30 +54,25 @@ def with_checks(source: str, layout: str) -> tuple[str, str]:
         "len(clock_tick) + len(stats_tick) == 4",
         "type(v0) is T0 and type(v1) is T1 and len(clock_tick) == 2 and len(stats_tick) == 2",
     )
-    lines = replaced(source, "    buffer = None", "    buffer = None\n    limit = LIMIT").split(
-        "\n"
-    )
-    first = next(i for i, line in enumerate(lines) if "at = take()" in line) + 1
-    last = next(i for i, line in enumerate(lines) if "written = True" in line) + 1
-    indent = " " * 16
-    guarded = [f"{indent}if at <= limit:", *(f"    {line}" for line in lines[first:last])]
-    refused = [f"{indent}else:", f"{indent}    give(at)"]
-    return "\n".join([*lines[:first], *guarded, *refused, *lines[last:]]), layout
+    source = replaced(source, "    buffer = None", "    buffer = None\n    limit = LIMIT")
+    taken = "at = take()\n            "
+    return replaced(source, taken, f"{taken}if at > limit: raise Error\n            "), layout
 
 
 def with_word(source: str, layout: str) -> tuple[str, str]:
     """Store where the records end in a word of the segment."""
     source = replaced(source, "    buffer = None", "    buffer = None\n    words = WORDS")
-    line = next(line for line in source.split("\n") if "give(at + SIZE)" in line)
-    stored = [line.replace("give(at + SIZE)", new) for new in ("at += SIZE", "words[2] = at")]
-    return replaced(source, line, "\n".join([*stored, line.replace(" + SIZE", "")])), layout
+    size = struct.calcsize(layout)
+    stored = f"at += {size}\n            words[2] = at\n            give(at)"
+    return replaced(source, f"give(at + {size})", stored), layout
 
 
 def with_type_bytes(source: str, layout: str) -> tuple[str, str]:
     """Write each value as a msgpack value, with its type in a byte before it."""
-    behind = layout.removeprefix("<dqqdd")
     source = replaced(source, "v0, v1, v2, v3", "0xD3, v0, 0xD3, v1, 0xCB, v2, 0xCB, v3")
-    return source, f">dBqBqBdBd{behind}"
+    changed = replaced(layout, "@dqqdd", ">dBqBqBdBd")
+    size, before = struct.calcsize(changed), struct.calcsize(layout)
+    return replaced(source, f"at + {before}", f"at + {size}"), changed
 
 
 def tick(i: int, x: float) -> Tick:
@@ -94,9 +89,9 @@ def writer(*changes: Change) -> tuple[Callable[..., None], Callable[[], None]]:
     described = ticks.describe(*tick(0, 0.5))
     assert described.direct is not None
     schema = m.Schema(0, described.clock, described.stats)
-    head = wire.head(schema)
+    first = HEADER_BYTES + len(wire.head(schema))
     source = ticks.writer_source(schema, described.direct, ())
-    layout = ticks.values_struct(schema, f"{len(head)}s").format
+    layout = ticks.writer_struct(schema).format
     for change in changes:
         source, layout = change(source, layout)
     packer = struct.Struct(layout)
@@ -107,16 +102,14 @@ def writer(*changes: Change) -> tuple[Callable[..., None], Callable[[], None]]:
         "WORDS": memoryview(segment)[:HEADER_BYTES].cast("Q"),
     }
     exec(source, namespace)
-    baton = [HEADER_BYTES]
+    baton = [first]
     hooks = ticks.Hooks(baton.pop, baton.append, time.time, missed, missed)
     constants = [(item, None) for item in described.direct]
-    update, bind = namespace["make"](
-        hooks, packer.pack_into, head, packer.size, struct.error, np.ndarray, constants
-    )
+    update, bind = namespace["make"](hooks, packer.pack_into, struct.error, np.ndarray, constants)
     bind(segment)
 
     def empty() -> None:
-        baton[:] = [HEADER_BYTES + len(head)]
+        baton[:] = [first]
 
     return update, empty
 
@@ -129,8 +122,8 @@ def empty_function() -> tuple[Callable[..., None], Callable[[], None]]:
 
 
 WRITERS: Final = {
-    "type bytes, word, checks (before)": writer(with_checks, with_word, with_type_bytes),
-    "type bytes, checks": writer(with_checks, with_type_bytes),
+    "type bytes, word, checks (before)": writer(with_type_bytes, with_checks, with_word),
+    "type bytes, checks": writer(with_type_bytes, with_checks),
     "byte string, word, checks": writer(with_checks, with_word),
     "byte string, checks": writer(with_checks),
     "byte string (what is used)": writer(),

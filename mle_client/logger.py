@@ -44,7 +44,7 @@ class Report:
     """What became of a logger's ticks.
 
     Args:
-        delivered: in the log file.
+        delivered: taken over by the daemon; in the log file by now, unless `errors()` says why not.
         spilled: kept on this machine, outside of the process; the next daemon of this root stores
             them.
         lost: could not be kept.
@@ -164,6 +164,7 @@ class MLELogger:
             config_json=as_json,
             num_seeds=num_seeds,
             overwrite=overwrite,
+            forked=False,
             pid=os.getpid(),
             host=socket.gethostname(),
         )
@@ -344,7 +345,8 @@ class MLELogger:
     def _open(self) -> None:
         """Make this process a producer of the run."""
         producer = m.ProducerId(secrets.token_bytes(16))
-        run = dataclasses.replace(self._run, pid=os.getpid())
+        pid = os.getpid()
+        run = dataclasses.replace(self._run, pid=pid, forked=pid != self._run.pid)
         ring = Ring(
             os.path.join(runtime.ring_dir(self._target.root), producer.hex()),
             layout.state_path(self._target.root, layout.SPILL_DIR, producer.hex()),

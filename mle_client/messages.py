@@ -94,6 +94,7 @@ class Run:
         config_json: the same as JSON where the literal cannot say it all, else "".
         num_seeds: how many seeds this configuration has, or None where nobody said.
         overwrite: True to delete a log of that name, False to put it aside.
+        forked: the producer is a forked child of the process that made the logger.
         pid, host: of the process, for status.
     """
 
@@ -110,6 +111,7 @@ class Run:
     config_json: str
     num_seeds: int | None
     overwrite: bool
+    forked: bool
     pid: int
     host: str
 
@@ -260,7 +262,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """The daemon was told to stop.  Clients keep what they have and do not start another."""
+    """The daemon was told to stop.
+
+    Clients keep what they have, and start no other daemon unless user code waits for the data.
+    """
 
 
 Request = Hello | Data | Save | Flush | Publish | AskStatus | Stop

@@ -35,6 +35,7 @@ Update = Callable[..., None]
 TickKey = tuple[tuple[str, ...], tuple[str, ...]]  # the keys of clock and statistics, in order
 Fields = tuple[tuple[m.Field, ...], tuple[m.Field, ...]]
 
+_NO_KEYS: Final[TickKey] = ((), ())
 # A baton is taken for lost after so many looks, this far apart, at which nobody held it.  One look
 # may fall between two steps of another thread; twenty in a row do not.
 _LOST_AFTER_LOOKS: Final = 20
@@ -110,7 +111,7 @@ class Producer:
         self._codes: set[CodeType] = set(_HOLDERS)
         self.forward: Update | None = None  # takes ticks in place of a producer that was disabled
         self._install: Callable[[Update], None] = lambda update: None
-        self.update: Update = self._miss
+        self.update: Update = self._enter
         self._append(wire.encode_record(run))
 
     def install(self, install: Callable[[Update], None]) -> None:
@@ -173,6 +174,23 @@ class Producer:
         with contextlib.suppress(LoggerClosed):
             self._turn_to(self._home.schema)  # it was lost
 
+    def _enter(
+        self,
+        clock_tick: Mapping[str, Any],
+        stats_tick: Mapping[str, Any],
+        model: Any = None,
+        plot_fig: Any = None,
+        extra_obj: Any = None,
+        grads: Any = None,
+        save: bool = False,
+    ) -> None:
+        """Take a tick for user code that fetched `update` before the first one was written."""
+        update: Update = self._miss
+        key = _tick_key(clock_tick, stats_tick)
+        if key in self._latest and not self._closed:
+            update = self._latest[key][0]
+        update(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
+
     # --- the general way ----------------------------------------------------------------------
     def _miss(
         self,
@@ -193,7 +211,7 @@ class Producer:
         key = _tick_key(clock_tick, stats_tick)
         artifacts = (model, plot_fig, extra_obj, grads)
         plain = all(artifact is None for artifact in artifacts)
-        ready = self._latest.get(key) if key is not None and plain else None
+        ready = self._latest.get(key) if plain else None
         if ready is not None and ready[0] is not self.update and not self._is_nested():
             update, schema = ready
             self._turn_to(schema)
@@ -211,14 +229,14 @@ class Producer:
         seconds: float,
         clock: Mapping[str, Any],
         stats: Mapping[str, Any],
-        key: TickKey | None = None,
+        key: TickKey = _NO_KEYS,
     ) -> None:
         described = ticks.describe(clock, stats)
         if self._is_nested():
             self._set_aside.append((seconds, dict(clock), dict(stats)))
             return
         schema = self._write_tick(seconds, described)
-        if key is not None and described.direct is not None and wire.has_fixed_layout(schema):
+        if key != _NO_KEYS and described.direct is not None and wire.has_fixed_layout(schema):
             self._make_ready(key, schema, described.direct)
 
     def _check_kinds(self, described: ticks.Described) -> None:
@@ -460,8 +478,8 @@ def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> byt
     return record
 
 
-def _tick_key(clock: object, stats: object) -> TickKey | None:
-    """The keys of a tick, or None where they cannot be what they must."""
+def _tick_key(clock: object, stats: object) -> TickKey:
+    """The keys of a tick; none where they cannot be what they must."""
     if isinstance(clock, dict) and isinstance(stats, dict):
         return tuple(clock), tuple(stats)
-    return None
+    return _NO_KEYS

@@ -424,6 +424,7 @@ _RUN_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "config_file": (bytes,),
     "num_seeds": (int, type(None)),
     "overwrite": (bool,),
+    "forked": (bool,),
     "pid": (int,),
 }
 

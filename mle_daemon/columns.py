@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +41,6 @@ from mle_daemon.values import (
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 Key: TypeAlias = tuple[str, str]
-
-MAX_RANK: Final = 31  # dimensions of a value; HDF5 allows 32 in all, and one counts the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +261,6 @@ def _refusal(key: Key, holds: str | None, piece: _Piece) -> str:
     """Why a column cannot take a piece; "" where it can."""
     if _is_own(key):
         return "every tick has this clock from the daemon; log yours under another name"
-    if len(piece.kind.shape) > MAX_RANK:
-        return f"an array has {MAX_RANK} dimensions at the most; log it flattened"
     if holds not in (None, piece.holds):
         return f"the key holds {holds}, this is {piece.holds}; log it under another name"
     return ""

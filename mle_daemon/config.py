@@ -34,6 +34,10 @@ class DaemonConfig:
     # every tick makes the daemon spend a tenth of its time on that run, whatever the file's size.
     publish_cost_factor: float = 10.0
 
+    # And never more than this is written for `save()`, a run: else a long run that saves at every
+    # tick would have its whole file written every second, where the disk is fast.
+    publish_bytes_per_s: float = 10e6
+
     # A segment goes when all in it is published; of this size a few dozen lie there at most, and
     # none is so long that one slow run keeps much of the others'.
     journal_segment_bytes: int = 64 * 2**20

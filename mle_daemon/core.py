@@ -150,7 +150,8 @@ class Core:
 
     # --- messages -----------------------------------------------------------------------------
     def _received(self, client: e.Client, message: m.Request, now: float) -> None:
-        self._heard[client] = now
+        if client != e.NOBODY:
+            self._heard[client] = now
         if self.stopping is not None and isinstance(message, m.Hello | m.Data):
             self._send(client, m.Leaving())  # what it has stays in its ring
             return
@@ -295,6 +296,7 @@ class Core:
         if isinstance(first, m.Run):
             self._enter(first, piece.producer, now)
         run = self.runs[self._run_of[piece.producer]]
+        run.join(piece.producer, None, main=not (isinstance(first, m.Run) and first.forked))
         self._join(run, piece.producer, client)
         run.add(piece, now)
 

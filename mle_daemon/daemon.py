@@ -144,7 +144,9 @@ class Daemon:
             self._flush_journal()
 
     def _wait_s(self, now: float) -> float:
-        until = min(self._core.next_due(), self._next_scan, now + _LONGEST_WAIT_S)
+        until = min(self._core.next_due(), now + _LONGEST_WAIT_S)
+        if self._core.stopping is None:  # else no ring is looked for
+            until = min(until, self._next_scan)
         return 0.0 if self._signalled else max(0.0, until - now)
 
     def _receive(self, client: e.Client, message: m.Request) -> None:

@@ -118,11 +118,11 @@ class RunState:
             and not self.dirty
         )
 
-    def join(self, producer: m.ProducerId, client: Client | None) -> Member:
-        """A producer of this run appears."""
+    def join(self, producer: m.ProducerId, client: Client | None, main: bool = True) -> Member:
+        """A producer of this run appears.  Args: main: it is no forked child of another."""
         member = self.members.get(producer)
         if member is None:
-            member = Member(producer, main=not self.members)
+            member = Member(producer, main=main)
             if self.file is not None:
                 member.published = self.file.applied.get(producer.hex(), 0)
             self.members[producer] = member
@@ -272,7 +272,7 @@ class RunState:
                 "published": received - waiting,
                 "lost": self.lost,
             },
-            "lag_s": round(now - self.dirty_since, 3) if self.tail else 0.0,
+            "lag_s": round(now - self.dirty_since, 3) if self.tail or self.publishing else 0.0,
             "bytes_waiting": max(0, missing),
             "last_error": self.error,
         }

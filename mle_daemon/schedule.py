@@ -43,9 +43,12 @@ def publish_at(due: Due, config: DaemonConfig) -> float:
     """The time at which a run that has something to publish is to be published."""
     if due.wanted_now:
         return due.retry_at
-    rested = due.published_at + max(
-        config.publish_min_age_s, config.publish_cost_factor * due.publish_cost
+    rest = max(
+        config.publish_min_age_s,
+        config.publish_cost_factor * due.publish_cost,
+        due.file_bytes / config.publish_bytes_per_s,
     )
+    rested = due.published_at + min(rest, config.publish_max_age_s)
     grown = due.tail_bytes >= config.publish_growth * due.file_bytes
     if due.save_wanted:
         return max(rested, due.retry_at)

@@ -31,7 +31,7 @@ def make_run(name: str = "run", seed_id: str = "seed_1", **changes: Any) -> m.Ru
         run_id=m.RunId(hashlib.md5(name.encode()).digest()), directory=f"{ROOT}/exp",
         experiment_dir="exp/", seed_id=seed_id, eval_id="", model_type="no-model-type-provided",
         start_time=0.0, config_name="", config_file=b"", config_text="", config_json="",
-        num_seeds=None, overwrite=False, pid=1, host="here",
+        num_seeds=None, overwrite=False, forked=False, pid=1, host="here",
     )  # fmt: skip
     return dataclasses.replace(run, **changes)
 
@@ -44,8 +44,13 @@ class Trainer:
         self.run = run or make_run(name)
         self.path = layout.log_path(self.run.directory, self.run.seed_id)
         self.edges = [0]  # positions at which a record ends
+        self.tick_edges: list[int] = []  # those at which a tick ends
         self.stream = b""
         self._put(wire.encode_record(self.run))
+
+    def fork(self) -> Trainer:
+        """A child process that logs to the same run."""
+        return Trainer("child", dataclasses.replace(self.run, forked=True))
 
     @property
     def head(self) -> int:
@@ -55,8 +60,10 @@ class Trainer:
     def log(self, *steps: int) -> Trainer:
         """Log ticks."""
         for step in steps:
-            schema = b"" if self._knows_schema() else wire.encode_record(STEP)
-            self._put(schema + ticks.pack_fixed(STEP, float(step), (step,)))
+            if not self.tick_edges:
+                self._put(wire.encode_record(STEP))
+            self._put(ticks.pack_fixed(STEP, float(step), (step,)))
+            self.tick_edges.append(self.head)
         return self
 
     def lose(self, count: int) -> Trainer:
@@ -72,9 +79,6 @@ class Trainer:
     def data(self, start: int = 0, end: int | None = None) -> m.Data:
         """The piece of the stream between two positions, by default all of it."""
         return m.Data(self.id, start, self.stream[start:end])
-
-    def _knows_schema(self) -> bool:
-        return wire.encode_record(STEP) in self.stream
 
     def _put(self, record: bytes) -> None:
         self.stream += record

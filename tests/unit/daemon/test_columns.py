@@ -291,15 +291,6 @@ def test_the_clocks_of_the_daemon_cannot_be_overruled() -> None:
     assert file.logged()["time", "step"] == {0: 5}
 
 
-def test_an_array_with_more_dimensions_than_hdf5_has_is_refused() -> None:
-    for rank, refused in ((31, 0), (32, 1)):
-        field = m.Field("x", m.Kind("<f8", (1,) * rank))
-        payload = Stream().tick((), (field,), (np.ones(1).tobytes(),), START)
-        (_, block) = wire.StreamDecoder().decode(payload)
-        assert isinstance(block, wire.Block)
-        assert len(MemoryFile().publish([block]).problems) == refused
-
-
 def test_columns_of_mle_logging_take_exact_values_and_longer_text() -> None:
     columns = {
         ("stats", "loss"): Column("stats", "loss", np.dtype("f4"), (), 1, True),

@@ -162,7 +162,7 @@ def test_nothing_is_done_before_the_first_round(rig: Rig) -> None:
 
 def test_a_state_record_alone_brings_back_runs_and_streams(rig: Rig) -> None:
     parent = running(rig, "parent")
-    child = Trainer("child", parent.run).log(3).end()
+    child = parent.fork().log(3).end()
     rig.take(BERT, child.data())
     rig.settle()
     rig.rotate()
@@ -181,7 +181,7 @@ def test_a_state_record_alone_brings_back_runs_and_streams(rig: Rig) -> None:
 
 def test_a_state_record_remembers_who_crashed_and_what_was_lost(rig: Rig) -> None:
     parent = Trainer("parent").log(1).lose(5)
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.take(ANNA, parent.data())
     rig.take(BERT, child.data())
     rig.deliver(e.ProducerGone(parent.id))
@@ -235,7 +235,7 @@ def test_a_child_that_joined_later_comes_back_without_its_parent(rig: Rig) -> No
     parent = Trainer("parent").log(1).end()
     rig.take(ANNA, parent.data())
     rig.settle()
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.take(BERT, child.data())
     rig.rotate()
     rig.start()
@@ -250,7 +250,7 @@ def test_the_end_of_a_parents_stream_without_its_record_keeps_a_late_child(rig: 
     rig.settle()  # so that the journal does not say that the run is through
     rig.journal_error = ""
     assert rig.core.idle
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.take(BERT, child.data())
     rig.rotate()
     rig.start()

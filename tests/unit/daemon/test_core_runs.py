@@ -118,7 +118,7 @@ def test_who_joins_a_run_of_another_name_later_is_told(rig: Rig) -> None:
     second = Trainer("second").log(9)
     rig.take(BERT, second.data())
     rig.tick(3.1)
-    child = Trainer("child", second.run).log(10)
+    child = second.fork().log(10)
     rig.take(CARL, child.data())
     assert m.Renamed(child.id, "seed_1_dup2") in rig.answers(CARL)
 
@@ -131,7 +131,7 @@ def test_a_child_that_outlives_its_parents_run_writes_to_the_same_file(rig: Rig)
     rig.settle()
     assert first.run.run_id in rig.core.runs
     assert parent.run.run_id not in rig.core.runs
-    child = Trainer("child", parent.run).log(10)
+    child = parent.fork().log(10)
     rig.take(CARL, child.data())
     rig.settle()
     assert rig.disk.files[layout.log_path(f"{ROOT}/exp", "seed_1_dup2")].rows == [9, 10]
@@ -186,7 +186,7 @@ def test_a_child_that_joins_while_its_run_is_sealed_keeps_it_open(
     rig.take(ANNA, parent.data())
     rig.work()
     (seal,) = rig.jobs
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.receive(BERT, child.data())
     if journaled_first:
         rig.write_journal()
@@ -209,7 +209,7 @@ def test_a_reader_that_asks_while_a_run_is_sealed_and_joined_is_answered(rig: Ri
     rig.take(ANNA, parent.data())
     rig.work()
     rig.receive(CARL, m.Publish(1, ROOT))
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.receive(BERT, child.data())
     rig.work()
     rig.tick()
@@ -221,7 +221,7 @@ def test_a_late_child_joins_the_file_of_a_finished_run(rig: Rig) -> None:
     rig.take(ANNA, parent.data())
     rig.settle()
     assert rig.core.idle
-    child = Trainer("child", parent.run).log(2).lose(1)
+    child = parent.fork().log(2).lose(1)
     rig.take(BERT, child.data())
     rig.settle()
     assert rig.rows(parent) == [1, 2]
@@ -231,7 +231,7 @@ def test_a_late_child_joins_the_file_of_a_finished_run(rig: Rig) -> None:
 
 def test_a_run_is_open_until_its_last_producer_is_through(rig: Rig) -> None:
     parent = Trainer("parent").log(1)
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.take(ANNA, parent.data())
     rig.take(BERT, child.data())
     parent.end()
@@ -255,7 +255,7 @@ def test_a_producer_that_went_without_a_word_crashed(rig: Rig) -> None:
 
 def test_a_child_that_crashes_does_not_make_its_run_one_that_crashed(rig: Rig) -> None:
     parent = Trainer("parent").log(1)
-    child = Trainer("child", parent.run).log(2)
+    child = parent.fork().log(2)
     rig.take(ANNA, parent.data())
     rig.take(BERT, child.data())
     rig.deliver(e.ProducerGone(child.id))

@@ -48,6 +48,7 @@ def a_run(root: Path | str, **changes: Any) -> m.Run:
         config_json="",
         num_seeds=None,
         overwrite=False,
+        forked=False,
         pid=1,
         host="here",
     )

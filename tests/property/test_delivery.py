@@ -1,0 +1,405 @@
+"""Whatever goes wrong between them, client and daemon get every tick into the file once.
+
+The two pure machines, `Session` and `Core`, are joined by a link that loses, repeats, delays and
+reorders.  Trainers and the daemon are killed at any step, the journal and publications fail, and
+segments are dropped as the core says.  What is compared with is a plain list of what was logged.
+
+ZeroMQ delivers in order, so only messages to the daemon change places: those of an old connection
+may arrive among those of a new one.  A client forgets an old connection's answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mle_client import messages as m
+from mle_client.session import Session
+from mle_daemon import events as e
+from tests.daemon_rig import ROOT, LogFile, Rig, Trainer, make_run
+
+WINDOW_BYTES = 600  # a run's first record and a few ticks, so that the window matters
+SILENT_AFTER_S = 35.0
+READER = e.Client(b"reader")
+PARENT_RUN, OTHER_RUN = make_run("shared", "seed_1"), make_run("other", "seed_2")
+# Streams: a process and the child it forked, a run of its own, and one that wants its name.
+STREAMS = [
+    ("parent", PARENT_RUN),
+    ("child", replace(PARENT_RUN, forked=True)),
+    ("other", OTHER_RUN),
+    ("rival", make_run("rival", "seed_2")),
+]
+some_stream = st.integers(0, len(STREAMS) - 1)
+some_number = st.integers(0, 20)
+
+
+@dataclass(eq=False)
+class Process:
+    """A trainer's process with its ring.
+
+    Args:
+        steps: what was logged; unique over all processes.
+        released: the ring has nothing before this position any more.
+        waits: flushes: token -> position.
+    """
+
+    name: str
+    trainer: Trainer
+    first_step: int
+    session: Session = field(default_factory=Session)
+    connection: int = 0
+    steps: list[int] = field(default_factory=list)
+    lost: int = 0
+    over: bool = False
+    killed: bool = False
+    has_ring: bool = True
+    released: int = 0
+    waits: dict[int, int] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+
+    @property
+    def client(self) -> e.Client:
+        return e.Client(f"{self.name}-{self.connection}".encode())
+
+    @property
+    def alive(self) -> bool:
+        return self.has_ring and not self.killed
+
+    def log(self) -> None:
+        """Log the next tick."""
+        step = self.first_step + len(self.steps)
+        self.trainer.log(step)
+        self.steps.append(step)
+
+    def steps_before(self, position: int) -> list[int]:
+        """What was logged before a position of the stream."""
+        count = sum(1 for edge in self.tick_edges if edge <= position)
+        return self.steps[:count]
+
+    @property
+    def tick_edges(self) -> list[int]:
+        """Where each tick ends in the stream."""
+        return self.trainer.tick_edges
+
+
+class Delivery(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.rig = Rig(window_bytes=WINDOW_BYTES, recent_runs=10)
+        self.processes = [
+            Process(name, Trainer(name, run), 1_000 * i) for i, (name, run) in enumerate(STREAMS)
+        ]
+        self.link: list[tuple[e.Client, m.Request]] = []  # on their way to the daemon
+        self.tokens = 0
+        self.readers: dict[int, dict[str, list[int]]] = {}  # what each is to find
+
+    # --- trainers -----------------------------------------------------------------------------
+    @rule(who=some_stream, count=st.integers(1, 5))
+    def log(self, who: int, count: int) -> None:
+        process = self.processes[who]
+        if process.alive and not process.over:
+            for _ in range(count):
+                process.log()
+
+    @rule(who=some_stream)
+    def lose_ticks(self, who: int) -> None:
+        process = self.processes[who]
+        if process.alive and not process.over:
+            process.trainer.lose(2)
+            process.lost += 2
+
+    @rule(who=some_stream)
+    def end(self, who: int) -> None:
+        process = self.processes[who]
+        if process.alive and not process.over:
+            process.trainer.end()
+            process.over = True
+            self.flush(who)
+
+    @rule(who=some_stream)
+    def flush(self, who: int) -> None:
+        process = self.processes[who]
+        if process.alive:
+            self.tokens += 1
+            process.waits[self.tokens] = process.trainer.head
+
+    @rule(who=some_stream)
+    def save(self, who: int) -> None:
+        process = self.processes[who]
+        if process.alive:
+            self.link.append((process.client, m.Save(process.trainer.id)))
+
+    @rule(who=some_stream, cut=some_number)
+    def ship(self, who: int, cut: int) -> None:
+        """Send a piece, as `Transport._ship` does, and ask what the user waits for."""
+        process = self.processes[who]
+        session, trainer = process.session, process.trainer
+        if not process.alive:
+            return
+        ends = [edge for edge in trainer.edges if edge > session.sent]
+        if ends:
+            assert session.sent >= process.released, "asked for what the ring has no more"
+            data = trainer.data(session.sent, ends[min(cut, len(ends) - 1)])
+            room = session.may_send(WINDOW_BYTES)
+            if len(data.payload) <= room or session.sent == session.acked:
+                self.link.append((process.client, data))
+                session.sent_to(session.sent + len(data.payload), self.rig.now)
+        for token, position in process.waits.items():
+            if session.sent >= position and token not in process.asked:
+                process.asked.add(token)
+                self.link.append((process.client, m.Flush(token, trainer.id, position)))
+
+    @rule(who=some_stream)
+    def reconnect(self, who: int) -> None:
+        process = self.processes[who]
+        if process.alive:
+            process.connection += 1
+            process.asked.clear()
+            process.session.connected(self.rig.now)
+            self.link.append((process.client, m.Hello(m.PROTOCOL_VERSION, 1, "here")))
+
+    @rule(who=some_stream)
+    def kill_trainer(self, who: int) -> None:
+        self.processes[who].killed = True
+
+    @rule()
+    def look_at_rings(self) -> None:
+        """Take over what killed processes left, as the daemon does once a second."""
+        seen = frozenset(p.trainer.id for p in self.processes if p.has_ring)
+        for process in self.processes:
+            if process.killed and process.has_ring:
+                trainer = process.trainer
+                if trainer.head > self.rig.core.position(trainer.id):
+                    self.rig.receive(e.NOBODY, trainer.data(process.released))
+                    self.rig.write_journal()
+                if self.rig.core.position(trainer.id) >= trainer.head:
+                    self.rig.deliver(e.ProducerGone(trainer.id))
+                    process.has_ring = False
+        for producer in self.rig.core.silent(self.rig.now - SILENT_AFTER_S):
+            if producer not in seen:
+                self.rig.deliver(e.ProducerGone(producer))
+        self.rig.deliver(e.RingsSeen(seen))
+        self.rig.write_journal()
+
+    # --- the link -----------------------------------------------------------------------------
+    @rule(which=some_number)
+    def arrive(self, which: int) -> None:
+        if self.link:
+            client, message = self.link.pop(which % len(self.link))
+            self.rig.receive(client, message)
+
+    @rule()
+    def arrive_all(self) -> None:
+        link, self.link = self.link, []
+        for client, message in link:
+            self.rig.receive(client, message)
+
+    @rule(which=some_number)
+    def repeat(self, which: int) -> None:
+        if self.link:
+            self.link.append(self.link[which % len(self.link)])
+
+    @rule(which=some_number)
+    def vanish(self, which: int) -> None:
+        if self.link:
+            self.link.pop(which % len(self.link))
+
+    @rule(twice=st.booleans())
+    def answers_arrive(self, twice: bool) -> None:
+        for process in self.processes:
+            for answer in self.rig.answers(process.client):
+                for _ in range(1 + twice):
+                    if process.alive:
+                        self.answer(process, answer)
+        self.answers_of_readers()
+
+    @rule()
+    def answers_vanish(self) -> None:
+        self.rig.sent.clear()
+        self.readers.clear()
+
+    def answer(self, process: Process, answer: m.Reply) -> None:
+        """Do what `Transport._answered` does."""
+        session = process.session
+        match answer:
+            case m.Ack(_, position, ticks, published):
+                session.acknowledged(position, ticks, published, self.rig.now)
+                process.released = session.acked
+                assert ticks == len(process.steps_before(position))
+            case m.Expect(_, position):
+                assert position >= process.released, "an acknowledged position was lost"
+                session.expected(position)
+                process.asked.clear()
+            case m.Refused(_, reason):
+                raise AssertionError(f"a correct client was refused: {reason}")
+            case m.Done(token, "") if token in process.waits:
+                stored = self.rows(process)
+                assert stored[: len(self.before(process, token))] == self.before(process, token)
+                del process.waits[token]
+                if process.over and not process.waits:
+                    process.has_ring = False  # closed
+            case m.Done(token, _):
+                process.asked.discard(token)
+
+    def before(self, process: Process, token: int) -> list[int]:
+        return process.steps_before(process.waits[token])
+
+    # --- readers ------------------------------------------------------------------------------
+    @rule()
+    def read(self) -> None:
+        self.tokens += 1
+        self.readers[self.tokens] = {
+            process.name: process.steps_before(self.rig.core.position(process.trainer.id))
+            for process in self.processes
+        }
+        self.rig.receive(READER, m.Publish(self.tokens, ROOT))
+
+    def answers_of_readers(self) -> None:
+        for answer in self.rig.answers(READER):
+            assert isinstance(answer, m.Done)
+            expected = self.readers.pop(answer.token, None)
+            if expected is not None and not answer.error:
+                for process in self.processes:
+                    steps = expected[process.name]
+                    assert self.rows(process)[: len(steps)] == steps
+
+    # --- the daemon ---------------------------------------------------------------------------
+    @rule(seconds=st.sampled_from([0.0, 0.0, 1.0, 3.5, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.rig.tick(seconds)
+
+    @rule(error=st.sampled_from(["", "", "disk full"]))
+    def write_journal(self, error: str) -> None:
+        self.rig.journal_error = error
+        self.rig.write_journal()
+
+    @rule()
+    def a_failed_append_is_found_all_the_same(self) -> None:
+        """The journal could not tell that it had written the first of some records."""
+        self.rig.segments[self.rig.last_segment] += self.rig.appends[:1]
+        self.rig.journal_error = "disk full"
+        self.rig.write_journal()
+
+    @rule()
+    def rotate(self) -> None:
+        if not self.rig.appends:  # as the daemon does, between two rounds
+            self.rig.rotate()
+
+    @rule()
+    def journal_goes_on_elsewhere(self) -> None:
+        self.rig.begin_segment_unasked()
+
+    @rule(error=st.sampled_from(["", "", "disk full"]))
+    def work(self, error: str) -> None:
+        self.rig.work(error)
+
+    @rule(written=some_number, published=some_number)
+    def kill_daemon(self, written: int, published: int) -> None:
+        """Some of what it was about to do is done, and nobody has heard of it."""
+        self.rig.segments[self.rig.last_segment] += self.rig.appends[:written]
+        for job in self.rig.jobs[:published]:
+            self.rig._do(job, "", False)
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        self.rig.journal_error = ""
+        self.readers.clear()
+        self.rig.start()
+
+    @rule()
+    def stop_daemon(self) -> None:
+        """A stop, and the next start."""
+        self.rig.journal_error = ""
+        self.rig.deliver(e.StopAsked())
+        for _ in range(20):
+            self.rig.tick(2.5)
+            self.rig.work()
+        assert self.rig.left is not None
+        last = self.rig.rotate()
+        self.rig.segments = {last: self.rig.segments[last]}
+        self.start_daemon()
+
+    @rule()
+    def a_round_goes_well(self) -> None:
+        """What mostly happens; the other rules are what may come in between."""
+        for who in range(len(self.processes)):
+            self.ship(who, 3)
+        self.arrive_all()
+        self.rig.journal_error = ""
+        self.rig.tick(0.5)
+
+    # --- what must hold -----------------------------------------------------------------------
+    def files(self, process: Process) -> list[LogFile]:
+        """The log files of a run, put aside or not."""
+        run = process.trainer.run.run_id.hex()
+        disk = self.rig.disk
+        return [file for file in (*disk.files.values(), *disk.aside) if file.run == run]
+
+    def rows(self, process: Process) -> list[int]:
+        """The steps of one process in its run's file."""
+        end = process.first_step + 1_000
+        files = self.files(process)
+        return [row for file in files for row in file.rows if process.first_step <= row < end]
+
+    @invariant()
+    def a_file_holds_a_prefix_of_what_was_logged_each_tick_once(self) -> None:
+        for process in self.processes:
+            assert len(self.files(process)) <= 1
+            rows = self.rows(process)
+            assert rows == process.steps[: len(rows)]
+
+    @invariant()
+    def what_is_acknowledged_is_known_and_what_is_called_published_is_stored(self) -> None:
+        for process in self.processes:
+            if process.has_ring:
+                assert self.rig.core.position(process.trainer.id) >= process.session.acked
+            stored = process.steps_before(process.session.published)
+            assert self.rows(process)[: len(stored)] == stored
+
+    def teardown(self) -> None:
+        """Everything works again: everything gets into the files, and nobody waits."""
+        self.link.clear()
+        self.start_daemon()
+        for process in self.processes:
+            process.killed |= not process.over  # so that every run comes to its end
+        for who, process in enumerate(self.processes):
+            self.reconnect(who)
+            while process.alive and (process.waits or process.session.acked < process.trainer.head):
+                before = (process.session.acked, len(process.waits))
+                self.ship(who, 3)
+                self.arrive_all()
+                self.rig.settle()
+                self.answers_arrive(False)
+                assert (process.session.acked, len(process.waits)) != before, "nothing moves"
+        self.look_at_rings()
+        self.rig.now += SILENT_AFTER_S + 1.0
+        self.look_at_rings()
+        self.rig.settle()
+        self.everything_is_stored()
+        self.nothing_is_kept()
+
+    def everything_is_stored(self) -> None:
+        for process in self.processes:
+            assert self.rows(process) == process.steps
+        for run in {process.trainer.run.run_id for process in self.processes}:
+            members = [p for p in self.processes if p.trainer.run.run_id == run]
+            files = self.files(members[0])
+            assert sum(file.lost for file in files) == sum(p.lost for p in members)
+            assert all(file.status in ("finished", "crashed") for file in files)
+            assert all(file.sealed for file in files)
+
+    def nothing_is_kept(self) -> None:
+        assert self.rig.core.idle
+        assert self.rig.core.next_due() == float("inf")
+        self.rig.rotate()
+        self.rig.tick()
+        assert len(self.rig.segments) == 1
+
+
+Delivery.TestCase.settings = settings(
+    stateful_step_count=60, max_examples=2 * settings().max_examples
+)
+TestDelivery = Delivery.TestCase
