@@ -128,7 +128,7 @@ class Core:
     @property
     def tail_bytes(self) -> int:
         """Bytes of ticks held in memory."""
-        return sum(run.tail_bytes for run in self.runs.values())
+        return sum(run.held_bytes for run in self.runs.values())
 
     @property
     def idle(self) -> bool:

@@ -98,6 +98,11 @@ class RunState:
         return CRASHED if crashed else FINISHED
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of ticks in memory, those being published included."""
+        return self.tail_bytes + sum(len(piece.payload) for piece in self._in_flight or ())
+
+    @property
     def publishing(self) -> bool:
         """Whether a publication is under way."""
         return self._in_flight is not None
