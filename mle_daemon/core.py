@@ -59,7 +59,7 @@ class Core:
         self._ended: OrderedDict[m.ProducerId, Stream] = OrderedDict()
         self._staged: list[tuple[e.Client, Piece]] = []
         self._segments: dict[int, dict[m.ProducerId, int]] = {}
-        self._bases: set[int] = set()  # segments that begin with a state record
+        self._bases: set[int] = set()  # segments that begin with all that was known then
         self._renamed: set[m.RunId] = set()  # opened when the journal has the new name
         self._with_ring: set[m.ProducerId] = set()  # streams whose ring was seen
         self._open_at: dict[m.RunId, float] = {}  # runs that are not open, and when they are to be
@@ -370,14 +370,10 @@ class Core:
 
     def _replayed(self, segment: int, record: bytes, now: float) -> None:
         """Take in what an earlier process had journaled."""
-        begins = segment not in self._segments
-        self._segments.setdefault(segment, {})
         try:
             body, payload = wire.split_record(record)
             if body[:1] == [state.NAME]:
                 self._restore(state.decode(body), now)
-                if begins:
-                    self._bases.add(segment)
                 return
             message = wire.decode([record[: len(record) - len(payload)], payload])
         except ProtocolError as error:

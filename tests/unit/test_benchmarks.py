@@ -51,7 +51,7 @@ def test_update_cost_reports_its_goal() -> None:
     result = update_cost.run(dataclasses.replace(tiny, cases=("2 clocks + 2 statistics",)))
 
     assert_is_complete(result)
-    assert [goal.limit for goal in result.goals] == [4.0, 4.0]
+    assert [goal.limit for goal in result.goals] == [4.0]
 
 
 def test_growth_reports_each_length_in_each_view() -> None:
