@@ -167,6 +167,7 @@ def test_the_writer_writes_what_the_general_way_writes() -> None:
         ({"step": 1}, {"loss": np.float64(1)}, {}),
         ({"step": 1.0}, {"loss": 1.0}, {}),
         ({"step": "1"}, {"loss": 1.0}, {}),
+        ({"step": np.array(1.5)}, {"loss": 1.0}, {}),
         ({"step": 1}, {"loss": 1.0, "more": 1}, {}),
         ({"step": 1}, {}, {}),
         ({}, {"loss": 1.0}, {}),
