@@ -61,6 +61,7 @@ class Core:
         self._segments: dict[int, dict[m.ProducerId, int]] = {}
         self._bases: set[int] = set()  # segments that begin with all that was known then
         self._renamed: set[m.RunId] = set()  # opened when the journal has the new name
+        self._through: set[m.RunId] = set()  # forgotten when the journal says so
         self._with_ring: set[m.ProducerId] = set()  # streams whose ring was seen
         self._open_at: dict[m.RunId, float] = {}  # runs that are not open, and when they are to be
         self._publish_waiters: list[
@@ -283,6 +284,9 @@ class Core:
             latest[piece.producer] = client
         for producer, client in latest.items():
             self._acknowledge_current(client, self._streams[producer])
+        for run_id in self._through & self.runs.keys():
+            self.runs[run_id].noted = self.runs[run_id].complete
+        self._through.clear()
         late, self._late_flushes = self._late_flushes, []
         for flush in late:
             self._flush(*flush)
@@ -364,6 +368,7 @@ class Core:
             if self._streams[producer].position == 0:
                 del self._streams[producer]
         self._late_flushes = []
+        self._through.clear()
         self._renamed &= self.runs.keys()
         if self._renamed:
             self._out.append(e.AppendJournal((self._state_record(self._renamed),)))
@@ -556,11 +561,7 @@ class Core:
             self._send(waiter.client, m.Done(waiter.token, ""))
         for waiter, _ in run.waiters:
             self._send(waiter.client, m.Done(waiter.token, _CLOSED))
-        streams = [self._streams[producer] for producer in run.members]
-        # Or the next daemon would bring back files that somebody has moved or removed meanwhile.
-        record = state.encode(state.Saved((), tuple(_saved_ended(streams))))
-        self._out.append(e.AppendJournal((record,)))
-        for stream in streams:
+        for stream in [self._streams[producer] for producer in run.members]:
             self._put_away(stream.producer, stream.position, stream.ticks)
 
     def _put_away(self, producer: m.ProducerId, position: int, ticks: int) -> None:
@@ -612,11 +613,8 @@ class Core:
             if run.dirty:
                 if publish_at(run.due(), self.config) <= now:
                     self._out.append(run.begin_publication())
-            elif run.complete and (run.sealed or run.file is None):  # nothing logged, no file
-                self._retire(run_id, now)
-            elif run.complete and run.file is not None:
-                run.sealing = True
-                self._out.append(e.SealRun(run_id, run.path, run.file))
+            elif run.complete:
+                self._finish(run_id, run, now)
         self._is_full = self.tail_bytes >= self.config.tail_limit_bytes
         if self._put_off and not self._is_full:
             for producer, client in self._put_off.items():
@@ -626,6 +624,19 @@ class Core:
         self._drop_segments()
         if self.stopping is not None:
             self._maybe_leave(self.stopping)
+
+    def _finish(self, run_id: m.RunId, run: RunState, now: float) -> None:
+        """Seal a run, note in the journal that it is through, and forget it."""
+        if run.file is not None and not run.sealed:
+            run.sealing = True
+            self._out.append(e.SealRun(run_id, run.path, run.file))
+        elif run.noted:
+            self._retire(run_id, now)
+        elif run_id not in self._through:
+            # Else the next daemon would bring back a file that somebody has moved or replaced.
+            streams = _saved_ended(self._streams[producer] for producer in run.members)
+            self._through.add(run_id)
+            self._out.append(e.AppendJournal((state.encode(state.Saved((), tuple(streams))),)))
 
     def _make_room(self) -> None:
         """Publish the largest tail that can be."""

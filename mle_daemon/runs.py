@@ -81,6 +81,7 @@ class RunState:
     wanted_now: bool = False
     sealing: bool = False
     sealed: bool = False
+    noted: bool = False  # the journal says that it is through
     retry_at: float = 0.0
     dirty_since: float = 0.0
     published_at: float = 0.0
@@ -138,6 +139,7 @@ class RunState:
     def add(self, piece: Piece, now: float) -> None:
         """Take in a piece that the journal has."""
         member = self.members[piece.producer]
+        self.noted = False
         member.position = piece.end
         member.received += piece.ticks
         member.over = piece.ends

@@ -1,6 +1,6 @@
-"""Reads a log with mle-logging's own load_log and prints what it sees as JSON.
+"""Reads logs with mle-logging's own load_log and prints the runs that it sees as JSON.
 
-Arguments: the log's folder or file, and whether to aggregate over seeds (0 or 1).
+Arguments: the logs' folders or files.
 A program of its own: mle-logging changes settings of the process that imports it.
 """
 
@@ -26,6 +26,9 @@ def plain(value):
     return value.decode() if isinstance(value, bytes) else value
 
 
-log = load_log(sys.argv[1], aggregate_seeds=bool(int(sys.argv[2])))
-runs = {name: log[name] for name in log.eval_ids} if hasattr(log, "eval_ids") else {"": log}
-json.dump({name: plain(run) for name, run in runs.items()}, sys.stdout)
+seen = {}
+for path in sys.argv[1:]:
+    log = load_log(path)
+    runs = {name: log[name] for name in log.eval_ids} if hasattr(log, "eval_ids") else {"": log}
+    seen.update((name, plain(run)) for name, run in runs.items())
+json.dump(seen, sys.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -19,15 +20,35 @@ from tests.integration.sequences import expected, log_sequence
 READER = Path(__file__).with_name("read_with_mle_logging.py")
 
 
-def read(path: Path | str, aggregate: bool = False) -> dict[str, Any]:
+def read(*paths: Path | str) -> dict[str, Any]:
     """What mle-logging's load_log sees."""
     done = subprocess.run(
-        [sys.executable, str(READER), str(path), str(int(aggregate))],
+        [sys.executable, str(READER), *map(str, paths)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
+
+
+def test_every_value_of_eight_processes_at_once(root: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with daemons.running(root):
+        processes = [
+            context.Process(target=log_sequence, args=(f"{root}/run", seed, 10_000))
+            for seed in range(8)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    runs = read(*(root / "run/logs").iterdir())
+    assert set(runs) == {f"seed_{seed}" for seed in range(8)}
+    for seed in range(8):
+        run = runs[f"seed_{seed}"]
+        for name, values in expected(seed, 10_000).items():
+            stored = run["time"][name] if name.startswith("num_") else run["stats"][name]
+            np.testing.assert_array_equal(stored, values, err_msg=name)
 
 
 @pytest.mark.parametrize("ticks", [1, 10, 5_000])

@@ -243,19 +243,64 @@ def test_a_child_that_joined_later_comes_back_without_its_parent(rig: Rig) -> No
     assert rig.rows(parent) == [1, 2]
 
 
-def test_the_end_of_a_parents_stream_without_its_record_keeps_a_late_child(rig: Rig) -> None:
+def test_a_late_child_is_kept_even_if_the_end_of_its_parent_is_damaged(rig: Rig) -> None:
     parent = Trainer("parent").log(1).end()
     rig.take(ANNA, parent.data())
-    rig.journal_error = "disk full"
-    rig.settle()  # so that the journal does not say that the run is through
-    rig.journal_error = ""
-    assert rig.core.idle
+    rig.settle()
+    del rig.segments[rig.last_segment][-1]  # which says that the parent is through
     child = parent.fork().log(2)
     rig.take(BERT, child.data())
     rig.rotate()
     rig.start()
     rig.settle()
     assert rig.rows(parent) == [1, 2]
+
+
+def test_a_name_is_taken_until_the_journal_says_that_its_holder_is_through(rig: Rig) -> None:
+    first = Trainer("first").log(1).end()
+    rig.take(ANNA, first.data())
+    second = Trainer("second").log(2)
+    rig.take(BERT, second.data())
+    rig.journal_error = "disk full"
+    rig.settle()
+    assert rig.file(first).sealed
+    rig.journal_error = ""
+    rig.start()  # the next daemon has not heard of the end; nobody has the file's name yet
+    rig.settle()
+    assert rig.rows(second) == [2]
+    assert [file.rows for file in rig.disk.aside] == [[1]]
+
+
+def test_the_end_of_a_run_is_noted_as_soon_as_the_journal_takes_it(rig: Rig) -> None:
+    trainer = Trainer().log(1).end()
+    rig.take(ANNA, trainer.data())
+    rig.journal_error = "disk full"
+    rig.settle()
+    assert not rig.core.idle
+    rig.journal_error = ""
+    rig.tick()
+    assert rig.core.idle
+
+
+def test_who_joins_while_the_end_of_the_run_is_being_noted_keeps_it_open(rig: Rig) -> None:
+    parent = Trainer("parent").log(1).end()
+    rig.take(ANNA, parent.data())
+    rig.work()
+    jobs, rig.jobs = rig.jobs, []
+    child = parent.fork().log(2)
+    for job in jobs:
+        rig.deliver(rig._do(job, "", False))  # sealed: its end is to be appended
+    rig.take(BERT, child.data())
+    rig.settle()
+    assert rig.rows(parent) == [1, 2]
+    assert rig.file(parent).status == "running"
+    rig.start()
+    rig.settle()
+    child.end()
+    rig.take(BERT, child.data())
+    rig.settle()
+    assert rig.rows(parent) == [1, 2]
+    assert rig.core.idle
 
 
 def test_a_whole_stream_that_comes_again_is_told_from_what_the_file_has(rig: Rig) -> None:
@@ -276,6 +321,20 @@ def test_a_whole_stream_that_comes_again_is_told_from_what_the_file_has(rig: Rig
     rig.settle()
     assert rig.rows(trainer) == [1, 2, 3, 4]
     assert rig.report(trainer)["ticks"]["lost"] == 0
+
+
+def test_a_stream_that_was_closed_and_begun_again_is_not_lost_in_a_restart(rig: Rig) -> None:
+    trainer = running(rig)
+    rig.deliver(e.ProducerGone(trainer.id))  # by mistake
+    rig.settle()
+    for rings in (frozenset({trainer.id}), frozenset()):
+        rig.deliver(e.RingsSeen(rings))
+    assert rig.core.position(trainer.id) == 0
+    trainer.log(3)
+    rig.take(ANNA, trainer.data())
+    rig.start()
+    rig.settle()
+    assert rig.rows(trainer) == [1, 2, 3]
 
 
 def test_a_file_that_another_stream_of_that_name_wrote_loses_nothing(rig: Rig) -> None:

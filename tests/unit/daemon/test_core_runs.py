@@ -129,8 +129,10 @@ def test_a_child_that_outlives_its_parents_run_writes_to_the_same_file(rig: Rig)
     rig.take(BERT, parent.data())
     rig.tick(3.1)
     rig.settle()
-    assert first.run.run_id in rig.core.runs
-    assert parent.run.run_id not in rig.core.runs
+    first.end()
+    rig.take(ANNA, first.data())
+    rig.settle()
+    assert rig.core.idle
     child = parent.fork().log(10)
     rig.take(CARL, child.data())
     rig.settle()
@@ -309,6 +311,15 @@ def test_after_a_restart_everyone_is_silent_until_heard_from(rig: Rig) -> None:
     assert rig.core.silent(rig.now - 1.0) == []
 
 
+def test_what_the_dead_left_is_no_sign_of_life_of_others(rig: Rig) -> None:
+    dead = running(rig)
+    rig.start()
+    rig.tick(10.0)
+    other = Trainer("other", make_run("other", "seed_2")).log(1)
+    rig.take(e.NOBODY, other.data())  # out of a ring
+    assert rig.core.silent(rig.now - 5.0) == [dead.id, other.id]
+
+
 def test_one_that_was_taken_for_gone_may_come_back(rig: Rig) -> None:
     trainer = Trainer().log(1)
     rig.take(ANNA, trainer.data())
@@ -420,6 +431,7 @@ def test_it_leaves_only_when_every_file_is_up_to_date_and_sealed(rig: Rig) -> No
     rig.tick()
     assert rig.left == e.Leave(asked=True)
     assert rig.file(trainer).sealed
+    assert rig.core.idle
 
 
 def test_a_publication_that_fails_is_tried_again_before_it_leaves(rig: Rig) -> None:
