@@ -1,0 +1,87 @@
+"""The journal's own record comes back as it was, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mle_client import messages as m
+from mle_client import wire
+from mle_client.errors import ProtocolError
+from mle_daemon import state
+from tests.daemon_rig import STEP, make_run
+from tests.unit.client.test_wire import NOTE, RUN
+
+ONE, OTHER = m.ProducerId(b"1" * 16), m.ProducerId(b"2" * 16)
+SAVED = state.Saved(
+    (
+        state.SavedRun(RUN, "seed_1_dup2", "/exp/logs/log_seed_1_dup2.hdf5", 3),
+        state.SavedRun(make_run(num_seeds=4, config_name="größe.yaml"), "s", "/root/x", 0),
+    ),
+    (
+        state.SavedStream(ONE, 2**40, 7, {0: STEP, 1: NOTE}, RUN.run_id, True, True, True),
+        state.SavedStream(OTHER, 0, 0, {}, None, False, False, False),
+    ),
+)
+
+
+def test_it_comes_back_equal() -> None:
+    body, rest = wire.split_record(state.encode(SAVED))
+    assert rest == b""
+    assert state.decode(body) == SAVED
+
+
+def test_nothing_comes_back_equal() -> None:
+    nothing = state.Saved((), ())
+    assert state.decode(wire.split_record(state.encode(nothing))[0]) == nothing
+
+
+def test_any_msgpack_decoder_reads_it() -> None:
+    name, content = msgpack.unpackb(state.encode(SAVED))
+    assert name == state.NAME
+    assert set(content) == {"runs", "streams"}
+
+
+def test_it_is_told_from_a_client_s_data() -> None:
+    data = b"".join(wire.encode(m.Data(ONE, 0, b"x")))
+    assert wire.split_record(data)[0][0] != state.NAME
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        ["state"],
+        ["state", 3],
+        ["state", {}],
+        ["state", {"runs": [], "streams": 1}],
+        ["state", {"runs": [[b"", "s", "p", 0]], "streams": []}],
+        ["state", {"runs": [[wire.encode_record(m.End()), "s", "p", 0]], "streams": []}],
+        ["state", {"runs": [[1, "s", "p", 0]], "streams": []}],
+        ["state", {"runs": [], "streams": [[ONE]]}],
+        ["state", {"runs": [], "streams": [[ONE, 0, 0, b"\xc1", None, True, True, True]]}],
+        ["state", {"runs": [], "streams": [[ONE, 0, 0, None, None, True, True, True]]}],
+    ],
+)
+def test_what_something_else_wrote_is_one_documented_error(body: list[object]) -> None:
+    with pytest.raises(ProtocolError):
+        state.decode(body)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(0, 9) | st.binary(max_size=20) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=9),
+    ),
+    st.recursive(
+        st.none() | st.integers(0, 9) | st.binary(max_size=20) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=9),
+    ),
+)
+def test_any_content_gives_a_state_or_that_error(runs: object, streams: object) -> None:
+    with contextlib.suppress(ProtocolError):
+        state.decode(["state", {"runs": runs, "streams": streams}])

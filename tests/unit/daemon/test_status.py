@@ -1,0 +1,54 @@
+"""The report that `mle-daemon status` shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgpack
+
+from mle_client import messages as m
+from mle_client import wire
+from mle_daemon import status
+from mle_daemon.events import Report
+from tests.daemon_rig import ANNA, Rig, Trainer, make_run
+
+
+def reported(runs: list[Report]) -> dict[str, Any]:
+    return status.report(
+        pid=1, endpoint="ipc:///x", root="/root", uptime_s=1.23456, version="0.1",
+        degraded="disk full", runs=runs,
+    )  # fmt: skip
+
+
+def test_its_parts() -> None:
+    assert reported([]) == {
+        "pid": 1, "endpoint": "ipc:///x", "root": "/root", "uptime_s": 1.235, "version": "0.1",
+        "degraded": "disk full", "runs": [],
+    }  # fmt: skip
+
+
+def test_runs_are_ordered_by_folder_and_seed() -> None:
+    runs = [
+        {"experiment_dir": folder, "seed_id": seed}
+        for folder, seed in [("/b", "1"), ("/a", "2"), ("/a", "1")]
+    ]
+    assert [(run["experiment_dir"], run["seed_id"]) for run in reported(runs)["runs"]] == [
+        ("/a", "1"), ("/a", "2"), ("/b", "1")
+    ]  # fmt: skip
+
+
+def test_it_fits_the_wire_and_json_with_real_runs() -> None:
+    rig = Rig()
+    for name in ("going on", "finished"):
+        rig.take(ANNA, Trainer(name, make_run(name, name)).log(1).data())
+    trainer = Trainer("finished", make_run("finished", "finished")).log(1).end()
+    rig.take(ANNA, trainer.data())
+    rig.settle()
+    report = reported(rig.core.reports(rig.now))
+    assert [(run["seed_id"], run["state"]) for run in report["runs"]] == [
+        ("finished", "finished"), ("going on", "running")
+    ]  # fmt: skip
+    assert msgpack.unpackb(msgpack.packb(report)) == report
+    assert json.loads(json.dumps(report)) == report
+    assert wire.decode(wire.encode(m.Status(1, report))) == m.Status(1, report)
