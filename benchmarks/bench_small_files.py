@@ -51,7 +51,8 @@ def run_in(folder: Path) -> m.Run:
         run_id=m.RunId(bytes(16)), directory=str(folder), experiment_dir=str(folder),
         seed_id="seed_1", eval_id="", model_type="no-model-type", start_time=START,
         config_name="", config_file=b"", config_text="{}", config_json="", num_seeds=None,
-        overwrite=False, forked=False, pid=1, host="here",
+        overwrite=False, reload=False, policy={}, kept={}, tboard=False, wandb={}, forked=False,
+        process=m.Process(1, "here", "", ""),
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """A real sweep through the daemon: two configurations, four seeds each, eight processes at once.
 
 Each process trains a small network on scikit-learn's handwritten digits and logs four statistics a
-tick.  Meanwhile this program shows how far they are; at the end it reads everything back, prints
-the results and draws the learning curves with their spread over the seeds.
+tick, its model after every epoch, and at the end a figure and an object.  Meanwhile this program
+shows how far they are; then it reads everything back, prints the results and the files, and draws
+the learning curves with their spread over the seeds.
 
     make demo                             from a fresh clone
     python examples/digits_sweep.py       where mle-daemon[demo] is installed
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -29,13 +31,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mle_client import MLELogger, load_config, load_log
+from mle_client import MLELogger, load_config, load_log, load_model
 
 ROOT = Path("exp")
 CONFIGS = sorted((Path(__file__).parent / "configs").glob("*.yaml"))
 SEEDS = (1, 2, 3, 4)
 TICKS = 400  # steps of training, each logged
 FIGURE = ROOT / "learning_curves.png"
+
+TOP_K, EVERY_K = 3, 5  # which of the models that are saved every epoch are kept
 
 REFRESH_S = 1.0  # between two looks at the daemon
 LINE_EVERY_S = 2.0  # a line of progress where the output is no terminal
@@ -72,6 +76,12 @@ def train(config_fname: str, seed: int) -> None:
         time_to_track=["num_steps", "num_epochs"],
         what_to_track=["train_loss", "test_loss", "train_accuracy", "test_accuracy"],
         overwrite=True,
+        model_type="sklearn",
+        ckpt_time_to_track="num_epochs",
+        save_every_k_ckpt=EVERY_K,
+        save_top_k_ckpt=TOP_K,
+        top_k_metric_name="test_loss",
+        top_k_minimize_metric=True,
     ) as log:
         for step in range(TICKS):
             epoch, batch = divmod(step, batches_per_epoch)
@@ -89,7 +99,22 @@ def train(config_fname: str, seed: int) -> None:
                     "train_accuracy": np.mean(train_p.argmax(1) == y),
                     "test_accuracy": np.mean(test_p.argmax(1) == y_test),
                 },
+                model=model if batch == batches_per_epoch - 1 else None,
             )
+        confusion = np.histogram2d(y_test, test_p.argmax(1), bins=10)[0].astype(int)
+        log.save_plot(draw_confusion(confusion))
+        log.save_extra({"confusion": confusion, "labels": labels.tolist()})
+
+
+def draw_confusion(confusion: npt.NDArray[Any]) -> Any:
+    """Draw which digits were taken for which.  Args: confusion: shape (10, 10)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(np.log1p(confusion), cmap="Blues")
+    axes.set(xlabel="predicted digit", ylabel="digit", xticks=range(10), yticks=range(10))
+    return figure
 
 
 # --- the sweep ------------------------------------------------------------------------------------
@@ -191,6 +216,44 @@ def read_back(config: Path) -> Curves:
     return Curves(config.stem, rate, expected, np.array(loss), np.array(accuracy))
 
 
+def check_files(config: Path) -> list[str]:
+    """Load what the runs of a configuration stored beside their logs.
+
+    Returns:
+        Every file, relative to the configuration's folder.
+
+    Raises:
+        ValueError: one is missing, or does not load.
+    """
+    folder = ROOT / config.stem
+    log = load_log(folder)
+    for name in (f"seed_{seed}" for seed in SEEDS):
+        meta = log[name].meta
+        models = [meta.model_ckpt, *meta.top_k_ckpt_list, *meta.every_k_ckpt_list]
+        if len(meta.top_k_ckpt_list) != TOP_K:
+            raise ValueError(f"{folder}/{name} has {len(meta.top_k_ckpt_list)} best models")
+        try:
+            for path in models:
+                load_model(path, "sklearn").coefs_
+            with open(meta.extra_storage_paths, "rb") as file:
+                pickle.load(file)
+            with open(meta.fig_storage_paths, "rb") as file:
+                is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
+        except OSError as error:
+            raise ValueError(f"a file of {folder}/{name} is missing: {error}") from error
+        if not is_png:
+            raise ValueError(f"{meta.fig_storage_paths} is no PNG")
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def print_files(config: Path, names: list[str]) -> None:
+    """Print the tree of a configuration's folder, one seed's files of each kind."""
+    print(f"\n{ROOT / config.stem}: {len(names)} files, of which of seed 1:")
+    for name in names:
+        if f"seed_{SEEDS[0]}" in name or "/" not in name:
+            print(f"  {name}")
+
+
 def print_table(results: list[Curves]) -> None:
     """Print the results at the end of training, mean ± standard deviation over the seeds."""
     print("\nconfig     learning rate  seeds  ticks a seed  test accuracy      test loss")
@@ -247,10 +310,12 @@ def sweep() -> int:
         return 1
     try:
         results = [read_back(config) for config in CONFIGS]
+        stored = {config: check_files(config) for config in CONFIGS}
     except ValueError as error:
-        print(f"ticks are missing: {error}", file=sys.stderr)
+        print(f"something is missing: {error}", file=sys.stderr)
         return 1
     print_table(results)
+    print_files(CONFIGS[0], stored[CONFIGS[0]])
     draw_curves(results)
     total = sum(curves.loss.size for curves in results)
     print(f"\nall {total} ticks are there; learning curves: {FIGURE}")

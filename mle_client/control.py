@@ -140,12 +140,12 @@ def publish_before_reading(path: str, timeout: float = 10.0) -> None:
 
     Args:
         path: a log file or a folder; need not exist.
-        timeout: seconds, for all daemons together.
+        timeout: seconds, for this process's loggers and all daemons together.
     """
     deadline = time.monotonic() + timeout
     where = os.path.realpath(path)
     for flush in BEFORE_READING:
-        flush(where, timeout)
+        flush(where, max(0.0, deadline - time.monotonic()))
     for daemon in _serving(where):
         # What a daemon of a folder below serves is named by its own root.
         inside = where if discovery.is_inside(where, daemon.root) else daemon.root

@@ -133,7 +133,7 @@ def _target(root: str) -> Target:
 
 def _target_at(address: str, where: str, said_by: str) -> Target:
     scheme, _, rest = address.partition("://")
-    if scheme not in ("ipc", "tcp") or not rest or (scheme == "tcp" and ":" not in rest):
+    if not rest or not (scheme == "ipc" or (scheme == "tcp" and _has_port(rest))):
         raise ValueError(f"{said_by}={address!r} is {_NO_DAEMON}")
     root = root_of_address(address)
     if root is not None and not is_inside(where, root):
@@ -142,6 +142,13 @@ def _target_at(address: str, where: str, said_by: str) -> Target:
             f"is outside of it; start a daemon for a folder that holds both, or leave out {said_by}"
         )
     return Target(where if root is None else root, address, own=False)
+
+
+def _has_port(rest: str) -> bool:
+    """Whether an address over TCP names a host and a port to connect to."""
+    host, _, port = rest.rpartition(":")
+    digits = port.isascii() and port.isdigit() and len(port) <= len("65535")
+    return bool(host) and digits and 0 < int(port) < 2**16
 
 
 # --- starting -------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def _forget_removed_roots() -> None:
             copy = _copy_path(endpoint.root)
             _remove(copy)
             _remove(os.path.splitext(copy)[0] + ".sock")
+            _remove(os.path.splitext(copy)[0] + ".art.sock")
 
 
 def _remove(path: str) -> None:

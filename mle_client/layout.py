@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
+from typing import Final, TypeAlias
 
 FILE_FORMAT = 1  # version of the HDF5 layout, kept in the seed group's attribute FORMAT_ATTR
 
@@ -20,10 +22,16 @@ START_ATTR = "mle_start"  # float, seconds since the epoch at which time_elapsed
 APPLIED_ATTR = "mle_applied"  # JSON {producer hex: stream position up to which it is stored}
 LOST_ATTR = "mle_lost"  # int, ticks that producers could not keep; absent where 0
 REFUSED_ATTR = "mle_refused"  # int, values of a wrong type that were left out; absent where 0
+TBOARD_ATTR = "mle_tboard"  # int, bytes of the event file that count; absent where 0
+# dataset in meta/: JSON of what the run has stored beside its log, see `kept`
+KEPT_NAME = "mle_kept"
 # attribute of a stored column
 STRING_ATTR = "mle_escaped"  # present and 1 where NUL characters are stored as C0 80
 # attribute of meta/config_dict, where a Python literal cannot say the whole config
 JSON_ATTR = "mle_json"
+
+# What a list in meta/ holds.
+MetaList: TypeAlias = "tuple[str, ...] | tuple[int | float, ...]"
 
 GROUPS = ("meta", "stats", "time")
 # The clocks that every tick has, whatever the user logs.
@@ -41,6 +49,7 @@ LOG_FILE = "daemon.log"
 JOURNAL_DIR = "journal"
 STAGING_DIR = "staging"  # unfinished copies of log files; same file system as the logs
 SPILL_DIR = "spill"
+SNAPSHOTS_DIR = "snapshots"  # of artifacts, in the folders of a ring
 REPLACED_DIR = "replaced"  # logs whose name a new run took
 
 
@@ -57,6 +66,127 @@ def log_path(experiment_dir: str, seed_id: str) -> str:
 def merged_log_path(experiment_dir: str) -> str:
     """The merged log of all seeds of an experiment."""
     return posixpath.join(experiment_dir, "logs/", "log.hdf5")
+
+
+def model_extension(model_type: str) -> str:
+    """The suffix of model files, as mle-logging chooses it; "" where no models are saved."""
+    if model_type in ("torch", "tensorflow"):
+        return ".pt"
+    return ".pkl" if model_type in ("jax", "sklearn", "numpy") else ""
+
+
+# --- artifacts: paths relative to the experiment's folder, as mle-logging names them ------------
+MODELS_DIR = "models"
+FIGURES_DIR = "figures"
+EXTRA_DIR = "extra"
+_RETAINED_DIR = "models/retained"  # mle-logging has no such folder
+_PART_BYTES: Final = 255  # of one part of a path; what Linux file systems take
+# Of a path that a user gives: leaves room for the experiment's folder in the 4096 that Linux takes.
+_GIVEN_PATH_BYTES: Final = 2048
+# Digits of a number in a file's name: more are no number of ours, and fit no msgpack integer.
+_NUMBER: Final = "([0-9]{1,18})"
+_TEMPORARY: Final = re.compile(r"\.mle-.*\.tmp", re.DOTALL)
+
+
+def final_path(seed_id: str, extension: str) -> str:
+    """The latest checkpoint.  Args: extension: of model files, with its dot."""
+    return f"models/final/final_{seed_id}{extension}"
+
+
+def init_path(seed_id: str, extension: str) -> str:
+    """The initial checkpoint."""
+    return f"models/init/init_{seed_id}{extension}"
+
+
+def every_k_path(seed_id: str, number: int, extension: str) -> str:
+    """A checkpoint that is kept because it is every k-th.  Args: number: of the save, from 1."""
+    return f"models/every_k/every_k_{seed_id}_k_{number}{extension}"
+
+
+def top_k_path(seed_id: str, slot: int, extension: str) -> str:
+    """One of the best checkpoints.  Args: slot: from 0; it says nothing about the rank."""
+    return f"models/top_k/top_k_{seed_id}_top_{slot}{extension}"
+
+
+def retained_path(seed_id: str, number: int, extension: str) -> str:
+    """A checkpoint that a rule of `retention` keeps.  Args: number: of the save, from 1."""
+    return f"{_RETAINED_DIR}/retained_{seed_id}_{number}{extension}"
+
+
+def figure_path(seed_id: str, number: int) -> str:
+    """A figure without a name of its own.  Args: number: from 1."""
+    return f"figures/fig_{number}_{seed_id}.png"
+
+
+def extra_path(seed_id: str, number: int) -> str:
+    """An object without a name of its own.  Args: number: from 1."""
+    return f"extra/extra_{number}_{seed_id}.pkl"
+
+
+def every_k_number(path: str) -> int | None:
+    """The number of the save in a path of `every_k_path`, mle-logging's too; None in others."""
+    found = re.search(rf"_k_{_NUMBER}(?:\.[a-z]+)?\Z", path)
+    return int(found[1]) if found else None
+
+
+def retained_number(path: str, seed_id: str, extension: str) -> int | None:
+    """The number of the save in a path of `retained_path`; None in those of other seeds."""
+    folder, name = posixpath.split(path)
+    found = re.fullmatch(rf"retained_{re.escape(seed_id)}_{_NUMBER}{re.escape(extension)}", name)
+    if folder != _RETAINED_DIR or not found or found[1].startswith("0"):
+        return None
+    return int(found[1])
+
+
+def file_number(path: str, seed_id: str) -> int | None:
+    """The number in a path of `figure_path` or `extra_path`; None in others."""
+    seed = re.escape(seed_id)
+    found = re.fullmatch(
+        rf"figures/fig_{_NUMBER}_{seed}\.png|extra/extra_{_NUMBER}_{seed}\.pkl", path
+    )
+    return int(found[1] or found[2]) if found else None
+
+
+def temporary_name(token: str) -> str:
+    """The name of an unfinished file of ours in a user's folder.  Args: token: makes it unique."""
+    return f".mle-{token}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one of `temporary_name`."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def artifact_path_problem(folder: str, name: str) -> str:
+    """Why a user's name for a figure or object cannot be used; "" if it can.
+
+    Args:
+        folder: that it is to go into, "figures" or "extra".
+        name: relative to that; it may have folders of its own.
+    """
+    parts = name.split("/")
+    asked = f"give a path inside {folder}/, such as 'loss.png' or 'epoch_1/loss.png'"
+    if name == "" or parts[-1] in ("", "."):
+        return f"{name!r} names no file: {asked}"
+    if name.startswith("/"):
+        return f"{name!r} is an absolute path: {asked}"
+    if ".." in parts:
+        return f"{name!r} leads upwards: {asked}"
+    if "\0" in name:
+        return f"{name!r} holds a NUL character, which no file name can: leave it out"
+    try:
+        longest = max(len(part.encode("utf-8", "surrogateescape")) for part in parts)
+        length = len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return f"{name!r} is no valid Unicode: remove the surrogates"
+    if longest > _PART_BYTES or length > _GIVEN_PATH_BYTES:
+        return (
+            f"{name[:40]!r}… is too long: a part of a path may have {_PART_BYTES} bytes, all of it "
+            f"{_GIVEN_PATH_BYTES}"
+        )
+    if any(map(is_temporary, parts)):
+        return f"{name!r} is named as unfinished files are, which are removed: give another name"
+    return ""
 
 
 def root_digest(root: str) -> str:

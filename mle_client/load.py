@@ -152,7 +152,8 @@ def _natural_order(key: RunKey) -> list[tuple[tuple[int, str], ...]]:
     """Sorts numbers inside names by value, not by their digits."""
     return [
         tuple(
-            (int(part), "") if part.isdigit() else (-1, part)
+            # "²" is a digit, too, and no number.
+            (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
             for part in re.split("([0-9]+)", name or "")
         )
         for name in key

@@ -7,36 +7,45 @@ the daemon.
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import logging
-import numbers
 import os
 import secrets
-import socket
-import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mle_client import configs, control, discovery, layout, runtime, wire
+from mle_client import (
+    arguments,
+    configs,
+    discovery,
+    layout,
+    lifetime,
+    runtime,
+    wandb_settings,
+    wire,
+)
 from mle_client import messages as m
-from mle_client.errors import MLEError, NotSupported
+from mle_client.artifactlogs import ExtraLog, FigureLog, ModelLog
+from mle_client.errors import MLEError
+from mle_client.kept import kept_to_plain
+from mle_client.lifetime import EXIT_TIMEOUT_S
 from mle_client.producer import Producer
+from mle_client.resume import Resumed, resume
+from mle_client.retention import Policy, Rule, to_plain
 from mle_client.ring import Ring
+from mle_client.saving import Saver
+from mle_client.snapshot import Arena
 from mle_client.statslog import StatsLog
+from mle_client.tally import Tally
 from mle_client.transport import Channel, transport_for
 
 _LOG = logging.getLogger("mle_client")
 
-# At exit, for all loggers of the process together: long enough for a daemon that is being started
-# on a busy machine, short enough that nobody takes the program for hung.
-EXIT_TIMEOUT_S: Final = 10.0
 _KEPT_ERRORS: Final = 100
-MODEL_TYPES: Final = ("torch", "tensorflow", "jax", "sklearn", "numpy", "no-model-type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +57,14 @@ class Report:
         spilled: kept on this machine, outside of the process; the next daemon of this root stores
             them.
         lost: could not be kept.
+        unstored: models, figures and objects that are not under their names yet; they are kept on
+            this machine like the spilled ticks.
     """
 
     delivered: int
     spilled: int
     lost: int
+    unstored: int = 0
 
 
 class MLELogger:
@@ -69,13 +81,23 @@ class MLELogger:
         config_dict: the configuration, where there is no file.
         seed_id: number or name of the seed; part of the log's file name.
         overwrite: delete a log of that name.  Without it, such a log is put aside, under .mle.
-        model_type: of mle-logging, one of `MODEL_TYPES`.
+        use_tboard: mirror the run into TensorBoard's event files, under tboards/.
+        use_wandb, wandb_config: mirror it into W&B's offline mode, under wandb/.
+        model_type: what kind of models are saved, one of `arguments.MODEL_TYPES`.
+        ckpt_time_to_track: the clock that tells checkpoints apart.
+        save_every_k_ckpt: keep every so many checkpoints, in models/every_k.
+        save_top_k_ckpt, top_k_metric_name, top_k_minimize_metric: keep so many checkpoints with the
+            best values of a statistic, in models/top_k.
+        reload: continue the log that lies there under this seed, its checkpoints and numbers too.
+        verbose: show the run in the terminal; `time_to_print` and `what_to_print` choose columns.
         daemon: an address, the root folder of a daemon, "auto" or "embedded"; None for what the
             variable MLE_DAEMON says, else the nearest parent folder's daemon, else one of its own.
         sync: have every saving call wait until the file is there; MLE_SYNC=1 says the same.
         num_seeds: how many seeds this configuration has, if known.
         on_error: called from another thread with what goes wrong in the background.
         strict: raise what went wrong in the background at the next update().
+        retention: further rules of `mle_client.retention`; a checkpoint stays in models/retained
+            while one of them wants it.
 
     Raises:
         ValueError, TypeError: an argument is refused; says what to give instead.
@@ -115,40 +137,42 @@ class MLELogger:
         num_seeds: int | None = None,
         on_error: Callable[[MLEError], None] | None = None,
         strict: bool = False,
+        retention: Sequence[Rule] = (),
     ) -> None:
-        _refuse_what_is_not_there_yet(
-            use_tboard=use_tboard,
-            use_wandb=use_wandb,
-            save_every_k_ckpt=save_every_k_ckpt,
-            save_top_k_ckpt=save_top_k_ckpt,
-            reload=reload,
-        )
-        if verbose:
-            warnings.warn("verbose=True prints nothing in this release", stacklevel=2)
-        if model_type not in MODEL_TYPES:
-            raise ValueError(f"model_type={model_type!r}: give one of {', '.join(MODEL_TYPES)}")
-        self.seed_id = _checked_seed_id(seed_id)
-        self.model_type = model_type
+        self.seed_id = arguments.checked_seed_id(seed_id)
+        self.model_type = arguments.checked_model_type(model_type)
+        seeds = arguments.checked_num_seeds(num_seeds)
         self.log_every_j_steps = log_every_j_steps
         self.print_every_k_updates = print_every_k_updates
         self.time_to_print, self.what_to_print = time_to_print, what_to_print
         self.config_fname = config_fname
-        self.config_dict = _load_config(config_fname, config_dict)
+        self.config_dict = arguments.loaded_config(config_fname, config_dict)
         self.base_str = os.path.splitext(os.path.basename(config_fname))[0] if config_fname else ""
-        self.experiment_dir = _experiment_dir(experiment_dir, self.base_str)
+        self.experiment_dir = arguments.checked_experiment_dir(experiment_dir, self.base_str)
         self.log_save_fname = layout.log_path(self.experiment_dir, self.seed_id)
         self.verbose = verbose
+        policy = arguments.checked_policy(
+            save_every_k_ckpt,
+            save_top_k_ckpt,
+            top_k_metric_name,
+            top_k_minimize_metric,
+            ckpt_time_to_track,
+            retention,
+        )
+        resumed = self._resume(policy) if reload else Resumed()
         self.stats_log = StatsLog(self, time_to_track, what_to_track)
+        self.stats_log.extend_tracking(resumed.stats, resumed.clocks)
         self._sync = sync or os.environ.get("MLE_SYNC", "") not in ("", "0")
         self._on_error, self._strict = on_error, strict
         self._errors: list[MLEError] = []
         self._raise_next: MLEError | None = None
         self._report: Report | None = None
         self._closing = threading.Lock()
+        self._end: int | None = None  # the stream's last position, once it has ended
         self._channel: Channel | None = None
         self._target = discovery.resolve(daemon, self.experiment_dir)
         os.makedirs(self.experiment_dir, exist_ok=True)
-        config_name, config_file = _config_file(config_fname, config_dict)
+        config_name, config_file = arguments.config_file(config_fname, config_dict)
         text, as_json = configs.config_text(self.config_dict)
         self._run = m.Run(
             run_id=m.RunId(secrets.token_bytes(16)),
@@ -157,21 +181,42 @@ class MLELogger:
             seed_id=self.seed_id,
             eval_id=self.base_str,
             model_type=model_type,
-            start_time=time.time(),
+            start_time=time.time() - resumed.elapsed,
             config_name=config_name,
             config_file=config_file,
             config_text=text,
             config_json=as_json,
-            num_seeds=num_seeds,
+            num_seeds=seeds,
             overwrite=overwrite,
+            reload=reload,
+            policy=to_plain(policy),
+            kept=kept_to_plain(resumed.kept) if reload else {},
+            tboard=use_tboard,
+            wandb=wandb_settings.checked_wandb_config(wandb_config, self.seed_id, self.base_str)
+            if use_wandb
+            else {},
             forked=False,
-            pid=os.getpid(),
-            host=socket.gethostname(),
+            process=_this_process(),
         )
+        self._saver = Saver(
+            self._run.directory,
+            lambda: self.stored_as()[1],
+            model_type,
+            policy,
+            resumed.kept,
+            self._run.start_time,
+            resumed.rows,
+            self._failed,
+        )
+        self.model_log = ModelLog(
+            self._saver, self.experiment_dir, lambda: self.stored_as()[1], model_type
+        )
+        self.figure_log = FigureLog(self._saver, self.experiment_dir)
+        self.extra_log = ExtraLog(self._saver, self.experiment_dir)
         self._transport = transport_for(self._target)
         self.update: Callable[..., None] = self._first_update
         self._open()
-        _LOGGERS.add(self)
+        lifetime.register(self)
 
     # --- logging ------------------------------------------------------------------------------
     def _first_update(
@@ -189,6 +234,8 @@ class MLELogger:
             if self._channel is None:
                 self._open()
         self.update(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
+
+    _first_update.__qualname__ = "update"  # which is what user code called, for errors
 
     def save(self) -> None:
         """Ask for the log file to be brought up to date; with `sync`, wait until it is."""
@@ -216,7 +263,7 @@ class MLELogger:
         """
         channel = self._channel
         if self._report is not None:
-            return self._report.spilled == 0
+            return self._report.spilled == self._report.unstored == 0
         if channel is None:
             return True
         return self._transport.flush(channel, channel.producer.catch_up(), timeout)
@@ -235,22 +282,28 @@ class MLELogger:
         with self._closing:
             if self._report is None:
                 self._report = self._close(timeout)
-                _LOGGERS.discard(self)
+                lifetime.forget(self)
             return self._report
 
     def _close(self, timeout: float) -> Report:
         channel = self._channel
         if channel is None:  # a forked child that never logged
             return Report(0, 0, 0)
-        end = channel.producer.close()
-        flushed = self._transport.flush(channel, end, timeout)
-        self._transport.remove(channel)
+        deadline = time.monotonic() + timeout
+        if self._end is None:  # else an earlier call was interrupted
+            self._saver.finish(timeout / 2)
+            self._end = channel.producer.close()
+        left = max(0.0, deadline - time.monotonic())
+        flushed = self._transport.flush(channel, self._end, left)
+        unstored = self._saver.close() + self._transport.remove(channel)
         ring = channel.producer.ring
         waiting = self._unacknowledged(channel)
-        report = Report(channel.session.ticks, len(waiting), channel.producer.lost)
-        if flushed or channel.session.acked >= end:
+        report = Report(channel.session.ticks, len(waiting), channel.producer.lost, unstored)
+        if not unstored and (flushed or channel.session.acked >= self._end):
+            channel.arena.delete()
             ring.delete()
         else:
+            channel.arena.forget()
             ring.let_go()
         return report
 
@@ -266,6 +319,19 @@ class MLELogger:
             "let a forked child use the one it inherits"
         )
 
+    def _resume(self, policy: Policy) -> Resumed:
+        """What the run continues; loggers of this process that write it are closed."""
+        path = layout.log_path(os.path.realpath(self.experiment_dir), self.seed_id)
+        lifetime.close_writers_of(path)
+        found = resume(self.experiment_dir, self.seed_id, policy)
+        if found is None:
+            warnings.warn(
+                f"reload=True: nothing was logged to {path} yet, so this run begins anew",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return found or Resumed()
+
     # --- looking ------------------------------------------------------------------------------
     def stats(self) -> dict[str, Any]:
         """How far delivery is.
@@ -273,7 +339,8 @@ class MLELogger:
         Returns:
             `sent`, `acked` and `published`: positions in bytes of this process's stream; `ticks`
             acknowledged; `bytes_waiting` for an acknowledgement, `lag_s` the age of the oldest of
-            these ticks in seconds, `lost` ticks, and whether a daemon is `connected`.
+            these ticks in seconds, `lost` ticks, and whether a daemon is `connected`.  Models,
+            figures and objects that are `unstored` yet, and the fields of `saving.Counts`.
         """
         channel = self._channel
         if channel is None:
@@ -289,6 +356,9 @@ class MLELogger:
             "lag_s": max(0.0, time.time() - waiting[0]) if waiting else 0.0,
             "lost": channel.producer.lost,
             "connected": self._transport.connected,
+            "unstored": self._transport.shipper.unstored(channel.producer.id),
+            "dropped": self._transport.shipper.dropped(channel.producer.id),
+            **dataclasses.asdict(self._saver.counts),
         }
 
     def errors(self) -> list[MLEError]:
@@ -321,37 +391,88 @@ class MLELogger:
         seed_id = (self._channel and self._channel.renamed) or self.seed_id
         return layout.log_path(self._run.directory, seed_id), seed_id
 
-    # --- artifacts: a later release -------------------------------------------------------------
+    # --- models, figures, objects ---------------------------------------------------------------
     def save_model(self, model: Any) -> None:
-        """Store a checkpoint.  Raises: NotSupported: this release does not."""
-        raise NotSupported("save_model()")
+        """Save a checkpoint as it is now, to models/; marked and judged by the latest tick.
+
+        Raises:
+            TypeError, ValueError: it cannot be saved; says what to give instead.
+            OSError: there is no room to take its bytes.
+        """
+        self._saver.save_model(model)
+        self._saved()
 
     def save_init_model(self, model: Any) -> None:
-        """Store the initial checkpoint.  Raises: NotSupported: this release does not."""
-        raise NotSupported("save_init_model()")
+        """Save the initial checkpoint, to models/init.  Raises: as of `save_model`."""
+        self._saver.save_init_model(model)
+        self._saved()
 
     def save_plot(self, fig: Any, fig_fname: str | None = None) -> None:
-        """Store a figure.  Raises: NotSupported: this release does not."""
-        raise NotSupported("save_plot()")
+        """Save a figure as it is now, to figures/, at 300 dpi.
+
+        Args:
+            fig_fname: file name, with its suffix; None for fig_<n>_<seed>.png.
+
+        Raises:
+            TypeError, ValueError: it is no figure, or the name leads out of figures/.
+            OSError: as of `save_model`.
+        """
+        self._saver.save_plot(fig, fig_fname)
+        self._saved()
 
     def save_extra(self, obj: Any, obj_fname: str | None = None) -> None:
-        """Store an object.  Raises: NotSupported: this release does not."""
-        raise NotSupported("save_extra()")
+        """Save an object as it is now, to extra/, for `pickle.load`.
 
-    def _artifacts(self, model: Any, plot_fig: Any, extra_obj: Any, grads: Any) -> None:
-        raise NotSupported("update() with a model, figure, object or gradients")
+        Args:
+            obj_fname: file name; None for extra_<n>_<seed>.pkl.
+
+        Raises:
+            TypeError, ValueError: it cannot be pickled, or the name leads out of extra/.
+            OSError: as of `save_model`.
+        """
+        self._saver.save_extra(obj, obj_fname)
+        self._saved()
+
+    def _artifacts(
+        self,
+        clock_tick: Mapping[str, Any],
+        stats_tick: Mapping[str, Any],
+        model: Any,
+        plot_fig: Any,
+        extra_obj: Any,
+        grads: Any,
+    ) -> None:
+        """Save what came with a tick; the tick itself is written already."""
+        if model is not None:
+            self._saver.save_model(model, clock_tick, stats_tick)
+        if plot_fig is not None:
+            self._saver.save_plot(plot_fig, facts=self._saver.step_of(clock_tick))
+        if extra_obj is not None:
+            self._saver.save_extra(extra_obj)
+        if self._run.tboard and (model is not None or grads is not None):
+            self._saver.save_histograms(clock_tick, model, grads)
+        self._saved()
+
+    def _saved(self) -> None:
+        """With `sync`, wait until what was saved is on disk."""
+        if self._sync:
+            self.save()
 
     # --- this process's stream ----------------------------------------------------------------
     def _open(self) -> None:
         """Make this process a producer of the run."""
         producer = m.ProducerId(secrets.token_bytes(16))
-        pid = os.getpid()
-        run = dataclasses.replace(self._run, pid=pid, forked=pid != self._run.pid)
+        process = _this_process()
+        root = self._target.root
+        spill = layout.state_path(root, layout.SPILL_DIR, producer.hex())
+        forked = process.pid != self._run.process.pid
+        run = dataclasses.replace(self._run, process=process, forked=forked)
         ring = Ring(
-            os.path.join(runtime.ring_dir(self._target.root), producer.hex()),
-            layout.state_path(self._target.root, layout.SPILL_DIR, producer.hex()),
+            os.path.join(runtime.ring_dir(root), producer.hex()),
+            spill,
             producer,
-            {"pid": run.pid, "directory": run.directory, "seed_id": run.seed_id},
+            {"pid": process.pid, "directory": run.directory, "seed_id": run.seed_id},
+            fall_back=lambda: os.path.join(runtime.ring_dir(root, under_root=True), producer.hex()),
         )
 
         def ask_to_save() -> None:
@@ -364,10 +485,16 @@ class MLELogger:
             on_save=self.save if self._sync else ask_to_save,
             on_artifacts=self._artifacts,
             on_lost=lambda reason: self._failed(MLEError(reason)),
+            tally=Tally() if self._saver.needs_ticks else None,
         )
-        self._channel = channel = self._transport.add(stream, self._failed)
+        arena = Arena(
+            os.path.join(ring.directory, layout.SNAPSHOTS_DIR),
+            os.path.join(spill, layout.SNAPSHOTS_DIR),
+        )
+        self._channel = channel = self._transport.add(stream, arena, self._failed)
+        if not run.forked:
+            self._saver.bind(stream, arena, self._transport.shipper)
         stream.install(self._take_over)
-        _close_at_exit()
 
     def _take_over(self, update: Callable[..., None]) -> None:
         if self._raise_next is None:
@@ -411,9 +538,10 @@ class MLELogger:
         blocks = [record for record in records if isinstance(record, wire.Block)]
         return [float(seconds) for block in blocks for seconds in block.times]
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """In a forked child: the stream is the parent's; a first update begins one of our own."""
         self._closing = threading.Lock()
+        self._saver.forked()
         channel, self._channel = self._channel, None
         if channel is None or self._report is not None:
             return
@@ -424,106 +552,6 @@ class MLELogger:
         self.update = self._first_update
 
 
-# --- the arguments ------------------------------------------------------------------------------
-def _refuse_what_is_not_there_yet(**wanted: Any) -> None:
-    """Raise for a parameter of mle-logging's whose effect this release does not have."""
-    for name, value in wanted.items():
-        if value:
-            raise NotSupported(f"{name}={value!r}")
-
-
-def _checked_seed_id(seed_id: object) -> str:
-    if isinstance(seed_id, numbers.Integral):
-        return f"seed_{int(seed_id)}"
-    if not isinstance(seed_id, str):
-        raise TypeError(f"seed_id={seed_id!r}: give a number or a string")
-    if not layout.is_seed_id(seed_id):
-        raise ValueError(
-            f"seed_id={seed_id!r}: it is part of a file name, so it may not be empty, hold a "
-            "slash or be longer than 200 bytes"
-        )
-    return seed_id
-
-
-def _load_config(fname: str | None, given: dict[str, Any] | None) -> dict[str, Any]:
-    if fname is not None:
-        return dict(configs.load_config(fname) or {})
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        raise TypeError(f"config_dict is a {type(given).__name__}: give a dict")
-    return given
-
-
-def _config_file(fname: str | None, given: dict[str, Any] | None) -> tuple[str, bytes]:
-    """Name and bytes of the configuration file that goes into the experiment's folder."""
-    if fname is not None:
-        with open(fname, "rb") as file:
-            content = file.read(m.MAX_CONFIG_BYTES + 1)
-        name = os.path.basename(fname)
-    elif given is not None:
-        name, content = "config_dict.yaml", configs.config_yaml(given)
-    else:
-        return "", b""
-    if len(content) > m.MAX_CONFIG_BYTES:
-        raise ValueError(f"a configuration may have {m.MAX_CONFIG_BYTES} bytes; this one has more")
-    return name, content
-
-
-def _experiment_dir(base: object, config_name: str) -> str:
-    try:
-        path = os.fspath(base)  # type: ignore[call-overload]  # raises what is caught below
-    except TypeError:
-        raise TypeError(f"experiment_dir={base!r}: give the path of a folder") from None
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"experiment_dir={base!r}: give the path of a folder")
-    if os.path.realpath(path) == "/":
-        raise ValueError('experiment_dir is "/": give the folder that the log shall go into')
-    return os.path.join(path, config_name) if config_name else path
-
-
-# --- the end of the process ---------------------------------------------------------------------
-# Strong references: a logger that user code dropped still has ticks to deliver.
-_LOGGERS: set[MLELogger] = set()
-_registered_in: int = 0  # the process in which `close_all` is registered
-
-
-def _flush_before_reading(path: str, timeout: float) -> None:
-    """Bring what this process logged under a path into the files."""
-    folder = path.rstrip("/") + "/"
-    for logger in list(_LOGGERS):
-        stored = logger.stored_as()[0]
-        if stored == path or f"{stored}/".startswith(folder):
-            logger.flush(timeout)
-
-
-control.BEFORE_READING.append(_flush_before_reading)
-
-
-def close_all(timeout: float = EXIT_TIMEOUT_S) -> None:
-    """Close every logger of this process.  Args: timeout: seconds, for all together."""
-    deadline = time.monotonic() + timeout
-    for logger in list(_LOGGERS):
-        logger.close(max(0.0, deadline - time.monotonic()))
-
-
-def _close_at_exit() -> None:
-    """Have `close_all` run when this process ends, also where `multiprocessing` ends it."""
-    global _registered_in
-    if _registered_in == os.getpid():
-        return
-    if _registered_in == 0:
-        atexit.register(close_all)
-    _registered_in = os.getpid()
-    if "multiprocessing" in sys.modules:  # its children leave by os._exit, without atexit
-        from multiprocessing.util import Finalize
-
-        Finalize(None, close_all, exitpriority=100)
-
-
-def _after_fork_in_child() -> None:
-    for logger in list(_LOGGERS):
-        logger._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _this_process() -> m.Process:
+    pid = os.getpid()
+    return m.Process(pid, runtime.host(), runtime.process_started(pid) or "", runtime.boot_id())

@@ -3,7 +3,7 @@
 Pure.  Two vocabularies:
 
 * *records* make up a producer's stream, the ordered byte string that its ring, the socket and
-  the journal hold: `Run`, `Schema`, ticks (`wire.Block`), `Gap`, `End`;
+  the journal hold: `Run`, `Schema`, ticks (`wire.Block`), `Artifact`, `Histograms`, `Gap`, `End`;
 * *messages* are what a socket carries: pieces of streams, their acknowledgements, requests.
 
 `wire` turns both into bytes and back.  A *position* is a byte offset in a stream: it numbers every
@@ -29,6 +29,8 @@ MAX_STRING_BYTES = 64 * 1024  # UTF-8 bytes of one string value; longer text bel
 MAX_TICK_BYTES = 16 * 2**20  # one encoded tick; larger arrays belong in an artifact
 MAX_DIMENSIONS = 31  # of an array; HDF5 has 32, and one is the tick
 MAX_CONFIG_BYTES = 8 * 2**20  # a configuration file
+MAX_PLAIN_BYTES = 2**20  # an artifact's facts, the settings of a run, a tick's histograms
+MAX_NAME_BYTES = 4_096  # UTF-8 bytes of an artifact's path
 MAX_SCHEMAS = 4_096  # combinations of keys and types that one producer may use
 MAX_FRAME_BYTES = 32 * 2**20  # anything larger on the socket is not ours
 
@@ -76,6 +78,21 @@ class Schema:
         return self.clock + self.stats
 
 
+class Process(NamedTuple):
+    """A process, such that a recycled pid is not taken for it.
+
+    Args:
+        pid, host: of the process.
+        started: when it began, see `runtime.process_started`.
+        boot_id: of the machine's running system, see `runtime.boot_id`.
+    """
+
+    pid: int
+    host: str
+    started: str
+    boot_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Opens a stream: what is logged, and where to.
@@ -94,8 +111,13 @@ class Run:
         config_json: the same as JSON where the literal cannot say it all, else "".
         num_seeds: how many seeds this configuration has, or None where nobody said.
         overwrite: True to delete a log of that name, False to put it aside.
+        reload: True to continue the log of that name.
+        policy: which checkpoints are kept, a plain `retention.Policy`.
+        kept: what a continued run has kept so far, a plain `retention.Kept`; else {}.
+        tboard: mirror the run into TensorBoard's event files.
+        wandb: settings of a mirror in W&B's offline mode; {} for none.
         forked: the producer is a forked child of the process that made the logger.
-        pid, host: of the process, for status.
+        process: that logs.
     """
 
     run_id: RunId
@@ -111,9 +133,54 @@ class Run:
     config_json: str
     num_seeds: int | None
     overwrite: bool
+    reload: bool
+    policy: dict[str, Any]
+    kept: dict[str, Any]
+    tboard: bool
+    wandb: dict[str, Any]
     forked: bool
-    pid: int
-    host: str
+    process: Process
+
+
+DROPPED = "dropped"
+ARTIFACT_KINDS = ("model", "init", "figure", "extra", DROPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model, figure or object was saved here; its bytes come on the artifact socket.
+
+    A second record of the same number, of the kind `DROPPED`, says that they will not come: newer
+    checkpoints have taken all its places.
+
+    Args:
+        number: counts the artifacts of this producer, from 1.
+        kind: one of `ARTIFACT_KINDS`.
+        name: path relative to the experiment's folder of a figure or object; "" of a model, whose
+            names follow from `facts`.
+        facts: of a model, a plain `retention.Saved`; of a figure that came with a tick, its
+            "step", "seconds" and "row"; else {}.
+    """
+
+    number: int
+    kind: str
+    name: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Histograms:
+    """How the values of some arrays are spread, for TensorBoard.
+
+    Args:
+        seconds: since the epoch, of the tick that they came with.
+        step: of the user's first clock.
+        tags: a plain `histograms.Histogram` for each name.
+    """
+
+    seconds: float
+    step: int
+    tags: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +256,18 @@ class Stop:
 # --- messages, daemon to client -------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Answers `Hello`.  Args: window: bytes that the client may send ahead of acks."""
+    """Answers `Hello`.
+
+    Args:
+        window: bytes that the client may send ahead of acks.
+        artifacts: address of the socket for artifacts.
+    """
 
     version: int
     daemon_id: str
     root: str
     window: int
+    artifacts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +318,20 @@ class Renamed:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """An artifact is on disk under its names, or turned out not to be wanted any more.
+
+    Args:
+        number: of the artifact.
+        error: "" or why it never will be.
+    """
+
+    producer: ProducerId
+    number: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Answers a request.  Args: error: "" where all went well."""
 
@@ -269,5 +356,5 @@ class Leaving:
 
 
 Request = Hello | Data | Save | Flush | Publish | AskStatus | Stop
-Reply = Welcome | Ack | Expect | Refused | Notice | Done | Status | Leaving | Renamed
+Reply = Welcome | Ack | Expect | Refused | Notice | Done | Status | Leaving | Renamed | Stored
 Message = Request | Reply

@@ -30,6 +30,7 @@ from mle_client import ticks, wire
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
 from mle_client.ring import HEADER_BYTES, Ring, RingFull, Segment
+from mle_client.tally import Latest, Tally
 
 Update = Callable[..., None]
 TickKey = tuple[tuple[str, ...], tuple[str, ...]]  # the keys of clock and statistics, in order
@@ -71,8 +72,10 @@ class Producer:
         ring: empty.
         run: opens the stream.
         on_save: called when a tick asks for publication.
-        on_artifacts: called with (model, plot_fig, extra_obj, grads) of a tick that has any.
+        on_artifacts: called with (clock_tick, stats_tick, model, plot_fig, extra_obj, grads) of a
+            tick that has any of the last four, once the tick is written.
         on_lost: called with a reason when a tick could not be kept.
+        tally: counts the ticks, where `latest` will be asked for.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Producer:
         on_save: Callable[[], None],
         on_artifacts: Callable[..., None],
         on_lost: Callable[[str], None],
+        tally: Tally | None = None,
     ) -> None:
         self.id = producer
         self.ring = ring
@@ -93,6 +97,7 @@ class Producer:
         self._on_save = on_save
         self._on_artifacts = on_artifacts
         self._on_lost = on_lost
+        self._tally = tally
         self._closed = ""
         # By schema that has writers: where the baton lies for them, and the head of their ticks.
         self._homes: dict[int, tuple[list[int], bytes]] = {}
@@ -129,6 +134,27 @@ class Producer:
         self._end(why)
         self._select(self._miss)
         return self.ring.head
+
+    def record(self, record: m.Artifact | m.Histograms) -> None:
+        """Put a record that is no tick behind the ticks so far.
+
+        Raises:
+            LoggerClosed: the stream has ended.
+            RingFull: there is no room for it.
+        """
+        self._write_set_aside()
+        self._append(wire.encode_record(record))
+
+    def latest(self) -> Latest:
+        """How many ticks there are, and the last one."""
+        self._write_set_aside()
+        self._acquire()
+        try:
+            active = self.ring.active
+            content = bytes(active.content(HEADER_BYTES, active.end))
+            return (self._tally or Tally()).latest(content, self.schemas)
+        finally:
+            self._give(self._home.schema)
 
     def disable(self, why: str) -> None:
         """Refuse every further tick, also through functions that user code kept."""
@@ -220,7 +246,7 @@ class Producer:
             return
         self._take(time.time(), clock_tick, stats_tick, key)
         if not plain:
-            self._on_artifacts(*artifacts)
+            self._on_artifacts(clock_tick, stats_tick, *artifacts)
         if save:
             self._on_save()
 
@@ -363,6 +389,8 @@ class Producer:
         """Write a record behind the others and commit it."""
         active = self.ring.active
         if active.end + len(record) >= active.size:
+            if self._tally is not None:
+                self._tally.add(active.content(HEADER_BYTES, active.end), self.schemas)
             active = self.ring.roll(len(record) + 1)
             self._dirty_end = 0
         end = active.end + len(record)
@@ -453,11 +481,15 @@ class Producer:
         return False
 
 
+# What an error about the arguments calls these, for user code does.
+Producer._enter.__qualname__ = Producer._miss.__qualname__ = "update"
+
 # Methods that hold the baton, except while their next inner frame is one of `_PASSING`; generated
 # writers are such, too.  `_acquire` answers for its callers, and for itself unless it waits.
 _HOLDERS: Final = (
     Producer._write_tick.__code__,
     Producer._append.__code__,
+    Producer.latest.__code__,
     Producer._end.__code__,
     Producer._generate.__code__,
     Producer._turn_to.__code__,
@@ -479,7 +511,7 @@ def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> byt
 
 
 def _tick_key(clock: object, stats: object) -> TickKey:
-    """The keys of a tick; none where they cannot be what they must."""
-    if isinstance(clock, dict) and isinstance(stats, dict):
+    """The keys of a tick that a generated writer may take; none of any other."""
+    if type(clock) is dict and type(stats) is dict:
         return tuple(clock), tuple(stats)
     return _NO_KEYS

@@ -60,6 +60,31 @@ def read_runs(path: str, only: Collection[str] | None = None) -> dict[RunKey, Ru
     return runs
 
 
+def read_kept(path: str, seed_id: str) -> str:
+    """What a run has stored beside its log, as JSON (`kept`).
+
+    Returns:
+        "" where the log does not say; mle-logging's has lists in meta/ instead.
+
+    Raises:
+        LogDamaged: it cannot be read.
+    """
+    try:
+        with _open(path) as file:
+            meta = file[seed_id]["meta"]
+            if layout.KEPT_NAME not in meta:
+                return ""
+            return str(_column(meta[layout.KEPT_NAME].id)[0])
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise LogDamaged(path, f"meta/{layout.KEPT_NAME} cannot be read ({error})") from error
+
+
+def read_names(path: str, seed_id: str) -> list[str]:
+    """The names of a run's statistics, without reading their values."""
+    with _open(path) as file:
+        return [layout.unescape(name) for name, _ in _columns(file[seed_id].id, "stats")]
+
+
 def _open(path: str) -> h5py.File:
     """A published file never changes, so a lock that cannot be had is no reason to give up."""
     try:
@@ -102,7 +127,8 @@ def _read_run(group: h5g.GroupID, only: Collection[str] | None) -> RunLog:
         raise ValueError(f"layout {written_as} is of a newer release: install that")
     columns = {name: dict(_columns(group, name)) for name in layout.GROUPS}
     rows = {k: _numbers(d) for k, d in columns["meta"].items() if layout.is_rows_name(k)}
-    meta = {k: d for k, d in columns["meta"].items() if k not in rows}
+    hidden = {*rows, layout.KEPT_NAME}
+    meta = {k: d for k, d in columns["meta"].items() if k not in hidden}
     chosen = {k: d for k, d in _named(columns["stats"]) if only is None or k in only}
     state, start = _attribute(group, layout.STATE_ATTR), _attribute(group, layout.START_ATTR)
     return RunLog(

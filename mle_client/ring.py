@@ -31,7 +31,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ MEMORY_BYTES: Final = 4 * 2**20
 MEMORY_FREE_SHARE: Final = 0.25
 # On disk, a producer: some 17 million ticks of four values.
 SPILL_BYTES: Final = 2**30
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RingFull(Exception):
@@ -142,9 +143,11 @@ class Ring:
         spill_directory: of this producer on disk; made when first needed.
         producer: its id.
         identity: who the owner is, for people who look at the directory.
+        fall_back: makes room elsewhere: returns what takes the place of `directory` where its file
+            system is full, so that not even the owner's name can be written.
 
     Raises:
-        OSError: neither place takes the first segment.
+        OSError: no place takes the owner's name or the first segment; says what to do.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Ring:
         producer: ProducerId,
         identity: dict[str, Any],
         *,
+        fall_back: Callable[[], str] | None = None,
         memory_bytes: int = MEMORY_BYTES,
         spill_bytes: int = SPILL_BYTES,
     ) -> None:
@@ -163,14 +167,14 @@ class Ring:
         self._memory_bytes = memory_bytes
         self._spill_bytes = spill_bytes
         self._files = 0
-        self._owner_fd = _claim_directory(directory, identity)
+        self._owner_fd = self._claim(identity, fall_back)
         self._spares: list[Segment] = []
         self.segments: list[Segment] = []  # oldest first; the last one is written to
         try:
             self.segments.append(self._new_segment(SEGMENT_BYTES))
         except RingFull as error:
             self.delete()
-            raise OSError(errno.ENOSPC, "no room for a ring", directory) from error
+            raise self._no_room() from error
 
     @property
     def active(self) -> Segment:
@@ -260,6 +264,30 @@ class Ring:
         self.let_go()
         for segment in (*self.segments, *self._spares):
             segment.unmap()
+
+    def _claim(self, identity: dict[str, Any], fall_back: Callable[[], str] | None) -> int:
+        """Claim the directory or, where there is no room, the one to fall back to."""
+        try:
+            try:
+                return _claim_directory(self.directory, identity)
+            except OSError as error:
+                if fall_back is None or error.errno not in _NO_ROOM:
+                    raise
+                self.directory = fall_back()
+                return _claim_directory(self.directory, identity)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise self._no_room() from error
+            raise
+
+    def _no_room(self) -> OSError:
+        return OSError(
+            errno.ENOSPC,
+            f"no room to buffer ticks, neither in this folder nor in {self._spill_directory!r}: "
+            "free some space, or set MLE_RUNTIME_DIR to a folder of yours on this machine that "
+            "has some",
+            self.directory,
+        )
 
     def _new_segment(self, size: int) -> Segment:
         """Make a segment in shared memory or, where that is used up, on disk."""

@@ -21,8 +21,8 @@ SHARED_MEMORY: Final = "/dev/shm"
 _RINGS: Final = "rings"
 
 # A socket's path, with NUL, must fit 104 bytes on the strictest system; ours end in "/", 12 hex
-# digits and ".sock".
-_LONGEST_SOCKET_DIR_BYTES: Final = 103 - 18
+# digits and ".sock" or ".art.sock".
+_LONGEST_SOCKET_DIR_BYTES: Final = 103 - 22
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -48,6 +48,11 @@ def socket_path(root: str) -> str:
     return os.path.join(socket_dir(), f"{layout.root_digest(root)}.sock")
 
 
+def artifact_socket_path(root: str) -> str:
+    """Where the daemon of a root has its socket for artifacts, unless it was told otherwise."""
+    return os.path.join(socket_dir(), f"{layout.root_digest(root)}.art.sock")
+
+
 def socket_dirs() -> list[str]:
     """The folders that may hold sockets of this user, also of processes with other variables.
 
@@ -59,19 +64,22 @@ def socket_dirs() -> list[str]:
     return _existing([*_socket_bases(), *usual])
 
 
-def ring_dir(root: str) -> str:
+def ring_dir(root: str, *, under_root: bool = False) -> str:
     """The folder for the rings of a root's producers, made if need be.
 
     In shared memory where there is some, else under the root.
+
+    Args:
+        root: of a daemon.
+        under_root: whether to pass over shared memory, for where it is full.
 
     Raises:
         PermissionError: none of the places for it can be used; says why of each.
     """
     problems = []
-    for private, path in _ring_places(root):
-        problem = _make_private(private)
+    for private, path in [_under(root)] if under_root else _ring_places(root):
+        problem = _make_private(private) or _make_inside(path)
         if not problem:
-            os.makedirs(path, mode=0o700, exist_ok=True)
             return path
         problems.append(problem)
     raise _no_place("rings", problems)
@@ -142,6 +150,15 @@ def _make_private(path: str) -> str:
     except OSError as error:
         return f"{path} cannot be made ({error.strerror})"
     return _why_not_private(path)
+
+
+def _make_inside(path: str) -> str:
+    """Make a folder in one that only we can enter.  Returns: "", or why it cannot be made."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        return f"{path} cannot be made ({error.strerror})"
+    return ""
 
 
 def _why_not_private(path: str) -> str:

@@ -7,7 +7,7 @@ file, so reading is as slow as a file is and costs a run that does not read noth
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mle_client.errors import LogNotFound
@@ -85,9 +85,11 @@ class StatsLog:
 
 
 def _checked_names(parameter: str, names: Sequence[str]) -> list[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{parameter}={names!r}: give a list of strings")
-    return list(names)
+    is_list = isinstance(names, Iterable) and not isinstance(names, str)
+    listed = list(names) if is_list else []
+    if not is_list or not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"{parameter}={names!r}: give a list of strings, [] for none")
+    return listed
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -6,11 +6,13 @@ A tick's first appearance goes the general way: `describe` looks at every value,
 be stored, and yields fields and plain values.  From then on a function *generated* for just these
 keys and exact types does the work: it fetches each value by its key, checks each type by identity,
 and writes the whole tick with one `struct.Struct.pack_into`.  Anything unexpected makes it call
-`miss`, the general way.
+`miss`, the general way: also a mapping that is no plain dict, whose keys may be made up when asked
+for (`collections.Counter`) or not be where they seem.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 import struct
 import sys
@@ -25,6 +27,7 @@ from mle_client import wire
 from mle_client.layout import OWN_CLOCKS
 
 _INT64 = range(-(2**63), 2**63)
+_MAX_SHOWN_BITS: Final = 256  # of an integer in an error: 77 digits, a line
 
 # Scalar types that `struct` converts exactly, without a call of ours in between.
 _DIRECT: Final[dict[type, m.Kind]] = {
@@ -77,12 +80,16 @@ def describe(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Described:
                 f"{type(mapping).__name__}"
             )
         for name, value in mapping.items():
-            if group == "clock" and name in OWN_CLOCKS:
+            key = _checked_key(name)
+            if group == "clock" and key in OWN_CLOCKS:
                 continue
-            kind, plain, direct = _describe_value(_checked_key(name), value)
-            fields[group].append(m.Field(name, kind))
+            kind, plain, direct = _describe_value(key, value)
+            fields[group].append(m.Field(key, kind))
             values.append(plain)
             types.append(direct)
+    for group, found in fields.items():
+        if len({field.name for field in found}) < len(found):  # of a subclass of str
+            raise ValueError(f"two keys of {group}_tick have the same text: use plain strings")
     if len(values) > m.MAX_KEYS:
         raise ValueError(f"a tick with {len(values)} keys; {m.MAX_KEYS} is the most one may have")
     if sum(len(value) for value in values if isinstance(value, bytes)) > m.MAX_TICK_BYTES:
@@ -99,8 +106,10 @@ def describe(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Described:
 
 
 def _checked_key(name: object) -> str:
+    """The key as a plain str: what numpy's or an enumeration's `repr` says is no literal."""
     if not isinstance(name, str):
         raise TypeError(f"the key {name!r} is a {type(name).__name__}: keys must be strings")
+    name = str.__str__(name)
     try:
         length = len(name.encode())
     except UnicodeEncodeError as error:
@@ -117,7 +126,7 @@ def _describe_value(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
         # A writer takes whatever is an int for an int, so all of these share one.
         return kind, _plain(name, kind, value), int if kind is m.INT else type(value)
     if isinstance(value, str):
-        return m.TEXT, _checked_text(name, str(value)), None
+        return m.TEXT, _checked_text(name, str.__str__(value)), None
     if isinstance(value, numbers.Number):
         return _describe_number(name, value)
     array = _as_array(name, value)
@@ -136,8 +145,10 @@ def _plain(name: str, kind: m.Kind, value: Any) -> Any:
         return bool(value)
     number = int(value)
     if number not in _INT64:
+        bits = number.bit_length()  # Python refuses to show integers of thousands of digits
+        shown = number if bits <= _MAX_SHOWN_BITS else f"an integer of {bits} bits"
         raise ValueError(
-            f"{name!r} is {number}, which is no 64-bit integer: log it as float or as a string"
+            f"{name!r} is {shown}, which is no 64-bit integer: log it as float or as a string"
         )
     return number
 
@@ -152,7 +163,18 @@ def _describe_number(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
         raise TypeError(
             f"{name!r} is a {type(value).__name__}: log its real and imaginary parts on their own"
         ) from error
+    except (OverflowError, ValueError) as error:  # a large fraction, a signalling NaN
+        raise _no_float(name, value) from error
+    if math.isinf(number) and value != number:  # decimals and extended floats do not raise
+        raise _no_float(name, value)
     return m.FLOAT, number, None
+
+
+def _no_float(name: str, value: object) -> ValueError:
+    return ValueError(
+        f"{name!r} is a {type(value).__name__} that no 64-bit float can hold: log its logarithm, "
+        "or log it as a string"
+    )
 
 
 def _checked_text(name: str, text: str) -> str:
@@ -173,6 +195,10 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     source = value
     if hasattr(source, "detach"):  # torch: an array that requires a gradient refuses numpy
         source = source.detach().cpu()
+    if isinstance(source, list | tuple) and any(map(_has_mask, source)):
+        source = _stacked(name, source)
+    if _has_mask(source):
+        source = _without_mask(name, source)
     if not (isinstance(source, list | tuple) or hasattr(source, "__array__")):
         raise TypeError(
             f"{name!r} is a {type(value).__name__}: log numbers, strings or arrays of numbers; "
@@ -195,6 +221,32 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
         raise ValueError(f"{name!r} has {array.ndim} dimensions; {m.MAX_DIMENSIONS} is the most")
     little = array.dtype.newbyteorder("<")
     return array if array.dtype == little and array is value else array.astype(little, copy=False)
+
+
+def _has_mask(value: object) -> bool:
+    # Only a subclass of numpy's arrays has one; numpy loads that when first asked for it.
+    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    return is_subclass and isinstance(value, np.ma.MaskedArray)
+
+
+def _stacked(name: str, items: Sequence[Any]) -> np.ma.MaskedArray[Any, Any]:
+    """One array of a list with masks in it, which `numpy.asarray` would drop."""
+    try:
+        return np.ma.stack([np.ma.asanyarray(item) for item in items])
+    except ValueError as error:
+        raise ValueError(f"{name!r} is no array of one shape: {error}") from error
+
+
+def _without_mask(name: str, array: np.ma.MaskedArray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array with NaN where it is masked: what lies there is whatever was left over."""
+    if not np.ma.is_masked(array):
+        return array.data
+    if array.dtype.kind != "f":
+        raise ValueError(
+            f"{name!r} has masked entries, which can be stored as NaN in arrays of floats only, "
+            f"and these are {array.dtype}: log it as float, or filled in: x.filled(0)"
+        )
+    return array.filled(np.nan)
 
 
 def conflict(known: m.Kind, new: m.Kind) -> str:
@@ -292,7 +344,12 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
         extra_clocks: keys that the clock has besides the schema's.
     """
     head = wire.head(schema)
-    fetches, guards, packed = [], [], []
+    # Looked at before anything is fetched: asking may change other mappings, such as defaultdict.
+    fetches = [
+        "if not type(clock_tick) is type(stats_tick) is dict:",
+        "    raise KeyError",
+    ]
+    guards, packed = [], []
     for i, field in enumerate(schema.fields):
         mapping = "clock_tick" if i < len(schema.clock) else "stats_tick"
         fetches.append(f"v{i} = {mapping}[{field.name!r}]")
@@ -302,7 +359,7 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
             packed[-1] = f"v{i}.tobytes()"
         elif field.kind != m.INT:  # as an int, `struct` takes only what is one, and exactly
             guards.append(f"type(v{i}) is T{i}")
-    fetches += [f"clock_tick[{name!r}]" for name in extra_clocks]
+    fetches += [f"clock_tick[{str.__str__(name)!r}]" for name in extra_clocks]
     # Every key was fetched, so neither dict is too short: if their sum is right, both are.
     keys = len(schema.fields) + len(extra_clocks)
     guards += [
@@ -337,6 +394,7 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
             "                asked_to_save()",
             "            return",
             f"        return miss({_PASSED_ON})",
+            "    update.__qualname__ = 'update'",  # for errors about its arguments
             "    return update, bind",
         ]
     )

@@ -26,6 +26,8 @@ from mle_client.endpoint import READY, Endpoint, is_alive, read_endpoint
 from mle_client.errors import MLEError, ProtocolError, RunRefused, VersionMismatch
 from mle_client.producer import Producer
 from mle_client.session import Session
+from mle_client.shipping import Shipper
+from mle_client.snapshot import Arena
 
 # How long a round may wait while ticks come in: a batch then has thousands of fast ticks, and the
 # thread takes the interpreter from the trainer fifty times a second.
@@ -49,10 +51,12 @@ class Channel:
     """One producer on its way to the daemon.
 
     Args:
+        arena: that holds the producer's snapshots.
         on_error: called, from the sender's thread, with what went wrong in the background.
     """
 
     producer: Producer
+    arena: Arena
     on_error: Callable[[MLEError], None]
     session: Session = field(default_factory=Session)
     save_wanted: bool = False
@@ -92,6 +96,7 @@ class Transport:
     """
 
     def __init__(self, target: Target) -> None:
+        self.shipper = Shipper()
         self._target = target
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards the two collections and the thread's life
@@ -108,9 +113,12 @@ class Transport:
         self._last_error = ""
 
     # --- called by loggers --------------------------------------------------------------------
-    def add(self, producer: Producer, on_error: Callable[[MLEError], None]) -> Channel:
-        """Begin to ship a producer's ring."""
-        channel = Channel(producer, on_error)
+    def add(
+        self, producer: Producer, arena: Arena, on_error: Callable[[MLEError], None]
+    ) -> Channel:
+        """Begin to ship a producer's ring and its snapshots."""
+        channel = Channel(producer, arena, on_error)
+        self.shipper.add(producer.id, on_error)
         with self._lock:
             self._channels[producer.id] = channel
             if self._thread is None:
@@ -119,14 +127,21 @@ class Transport:
                 self._thread.start()
         return channel
 
-    def remove(self, channel: Channel, timeout: float = 1.0) -> None:
-        """Ship no more of a producer's ring; the thread ends with the last one."""
+    def remove(self, channel: Channel, timeout: float = 1.0) -> int:
+        """Ship no more of a producer's ring; the thread ends with the last one.
+
+        Returns:
+            How many of its snapshots are not stored.
+        """
+        unstored = self.shipper.unstored(channel.producer.id)
+        self.shipper.remove(channel.producer.id)
         with self._lock:
             self._channels.pop(channel.producer.id, None)
             thread = self._thread if not self._channels else None
         if thread is not None and thread is not threading.current_thread():
             self.wake()
             thread.join(timeout)
+        return unstored
 
     def save(self, channel: Channel) -> None:
         """Ask for publication soon.  Cheap: the next round tells the daemon."""
@@ -186,6 +201,7 @@ class Transport:
             if self._channels:
                 return True
             self._disconnect()
+            self.shipper.close()
             if self._context is not None:
                 self._context.term()
                 self._context = None
@@ -295,6 +311,7 @@ class Transport:
         if self._link is not None:
             self._link.socket.close(linger=0)
             self._link = None
+            self.shipper.disconnect()
         for wait in tuple(self._waits.values()):
             wait.sent = False
 
@@ -327,6 +344,11 @@ class Transport:
             case m.Renamed(producer, seed_id):
                 if channel := self._channels.get(producer):
                     channel.renamed = seed_id
+            case m.Stored(producer, number, error):
+                if error:
+                    self.shipper.rejected(producer, number, error)
+                else:
+                    self.shipper.stored(producer, number)
             case m.Done(token, error):
                 self._done(token, error)
             case m.Leaving():
@@ -346,6 +368,7 @@ class Transport:
         if first:
             for channel in tuple(self._channels.values()):
                 channel.session.connected(now)
+            self.shipper.connect(welcome.artifacts)
 
     def _refused(self, producer: m.ProducerId, reason: str) -> None:
         if not producer:
@@ -428,6 +451,7 @@ class Transport:
     def forget(self) -> None:
         """In a forked child: the thread is the parent's, and its socket must not be touched."""
         _LEFT_TO_THE_PARENT.append((self._context, self._link))
+        self.shipper.forget()
         for fd in (self._wake_read, self._wake_write):
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -7,6 +7,7 @@ A stream is a sequence of msgpack arrays.  The first item of a tick is its schem
 other record its name:
 
     ["run", {...}]   ["schema", number, [[key, code, shape], ...], [...]]
+    ["artifact", number, kind, name, {...}]   ["histograms", seconds, step, {...}]
     ["gap", ticks, reason]   ["end"]
     [number, values]              a tick of fixed layout
     [number, seconds, value, ...] a tick that holds text
@@ -238,17 +239,22 @@ class TextBlock(Block):
         return joined.reshape(len(values), *kind.shape)
 
 
-Record: TypeAlias = "m.Run | m.Schema | m.Gap | m.End | Block"
+PlainRecord: TypeAlias = m.Run | m.Schema | m.Artifact | m.Histograms | m.Gap | m.End
+Record: TypeAlias = "PlainRecord | Block"
 
 
 # --- writing records ------------------------------------------------------------------------------
-def encode_record(record: m.Run | m.Schema | m.Gap | m.End) -> bytes:
+def encode_record(record: PlainRecord) -> bytes:
     """The bytes of a record that is no tick."""
     match record:
         case m.Run():
             body: list[Any] = ["run", _as_dict(record)]
         case m.Schema():
             body = ["schema", record.number, _pack_fields(record.clock), _pack_fields(record.stats)]
+        case m.Artifact():
+            body = ["artifact", record.number, record.kind, record.name, record.facts]
+        case m.Histograms():
+            body = ["histograms", record.seconds, record.step, record.tags]
         case m.Gap():
             body = ["gap", record.ticks, record.reason]
         case m.End():
@@ -378,6 +384,10 @@ def _record(body: Any) -> Record:
                 return _run(fields)
             case ["schema", int(number), list(clock), list(stats)]:
                 return _schema(number, clock, stats)
+            case ["artifact", int(number), str(kind), str(name), dict(facts)]:
+                return _artifact(number, kind, name, facts)
+            case ["histograms", float(seconds), int(step), dict(tags)]:
+                return m.Histograms(seconds, step, _plain(tags))
             case ["gap", int(ticks), str(reason)] if ticks >= 0:
                 return m.Gap(ticks, reason)
             case ["end"]:
@@ -397,6 +407,21 @@ def _schema(number: int, clock: list[Any], stats: list[Any]) -> m.Schema:
     if sum(value_bytes(f.kind) for f in schema.fields if f.kind.shape) > m.MAX_TICK_BYTES:
         raise ProtocolError("a schema's arrays are larger than a tick may be")
     return schema
+
+
+def _artifact(number: int, kind: str, name: str, facts: dict[Any, Any]) -> m.Artifact:
+    if not 1 <= number < 2**63 or kind not in m.ARTIFACT_KINDS:
+        raise ProtocolError("an artifact's number or kind is out of bounds")
+    if len(name.encode()) > m.MAX_NAME_BYTES or bool(name) != (kind in ("figure", "extra")):
+        raise ProtocolError("an artifact's name is too long, missing or not wanted")
+    return m.Artifact(number, kind, name, _plain(facts))
+
+
+def _plain(value: dict[Any, Any]) -> dict[str, Any]:
+    """A map of plain values whose keys are strings and which is not too large."""
+    if not all(type(key) is str for key in value) or len(_pack([value])) > m.MAX_PLAIN_BYTES:
+        raise ProtocolError("a record's map has keys that are no strings, or is too large")
+    return value
 
 
 def _unpack_fields(packed: list[Any]) -> tuple[m.Field, ...]:
@@ -424,8 +449,13 @@ _RUN_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "config_file": (bytes,),
     "num_seeds": (int, type(None)),
     "overwrite": (bool,),
+    "reload": (bool,),
+    "policy": (dict,),
+    "kept": (dict,),
+    "tboard": (bool,),
+    "wandb": (dict,),
     "forked": (bool,),
-    "pid": (int,),
+    "process": (list,),
 }
 
 
@@ -436,7 +466,17 @@ def _run(fields: dict[Any, Any]) -> m.Run:
             raise ProtocolError(f"a run's {name} is of the wrong type")
     if len(fields["run_id"]) != 16 or len(fields["config_file"]) > m.MAX_CONFIG_BYTES:
         raise ProtocolError("a run's id or configuration has the wrong size")
-    return m.Run(**{name: fields[name] for name in names})
+    for name in ("policy", "wandb"):
+        _plain(fields[name])
+    return m.Run(**{**{name: fields[name] for name in names}, "process": unpack_process(fields)})
+
+
+def unpack_process(fields: Mapping[Any, Any]) -> m.Process:
+    """The process of a run, from its unpacked fields.  Raises: ProtocolError: it is none."""
+    pid, *texts = fields["process"]
+    if len(texts) != 3 or not _is_count(pid) or not all(map(_is_text, texts)):
+        raise ProtocolError("a run's process is of the wrong type")
+    return m.Process(pid, *texts)
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
@@ -448,6 +488,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
 _REQUESTS: Final = (m.Hello, m.Data, m.Save, m.Flush, m.Publish, m.AskStatus, m.Stop)
 _REPLIES: Final = (
     m.Welcome, m.Ack, m.Expect, m.Refused, m.Notice, m.Done, m.Status, m.Leaving, m.Renamed,
+    m.Stored,
 )  # fmt: skip
 _FIRST_REPLY: Final = 65
 _TYPES: Final[dict[int, type[Any]]] = {
@@ -485,7 +526,7 @@ _CHECKS: Final[dict[type[Any], tuple[Callable[[object], bool], ...]]] = {
     m.Publish: (_is_count, _is_text),
     m.AskStatus: (_is_count,),
     m.Stop: (_is_count,),
-    m.Welcome: (_is_count, _is_text, _is_text, _is_count),
+    m.Welcome: (_is_count, _is_text, _is_text, _is_count, _is_text),
     m.Ack: (_is_id, _is_count, _is_count, _is_count),
     m.Expect: (_is_id, _is_count),
     m.Refused: (_is_id_or_empty, _is_text),
@@ -494,6 +535,7 @@ _CHECKS: Final[dict[type[Any], tuple[Callable[[object], bool], ...]]] = {
     m.Status: (_is_count, _is_report),
     m.Leaving: (),
     m.Renamed: (_is_id, _is_text),
+    m.Stored: (_is_id, _is_count, _is_text),
 }
 
 

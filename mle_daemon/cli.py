@@ -81,9 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- the verbs ------------------------------------------------------------------------------------
 def _start(options: argparse.Namespace) -> int:
-    os.makedirs(options.root, exist_ok=True)
     config = DaemonConfig(
-        os.path.realpath(options.root),
+        _made(options.root),
         endpoint=options.endpoint,
         idle_timeout_s=options.idle_timeout,
     )
@@ -138,6 +137,18 @@ def _version(options: argparse.Namespace) -> int:
     else:
         print(_aligned([(name, str(version)) for name, version in versions.items()]))
     return EXIT_OK
+
+
+def _made(root: str) -> str:
+    """Make a root's folder if need be.  Returns: its path, links resolved."""
+    try:
+        os.makedirs(root, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"--root {root} is no folder, and none can be made there ({error.strerror}): give a "
+            "folder of yours, such as that of your experiments"
+        ) from error
+    return os.path.realpath(root)
 
 
 def _existing(root: str) -> str:
@@ -270,7 +281,9 @@ def _add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verb.add_argument("--root", required=True, metavar="DIR", help="the folder it serves")
+    verb.add_argument(
+        "--root", required=True, type=_folder, metavar="DIR", help="the folder it serves"
+    )
     # Suppressed, so that it does not undo a --json before the verb.
     verb.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one line of JSON"
@@ -296,6 +309,12 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
+
+
+def _folder(text: str) -> str:
+    if not text:  # of a shell variable that is not set
+        raise argparse.ArgumentTypeError("it is empty: give a folder, such as exp/")
+    return text
 
 
 def _endpoint(text: str) -> str:

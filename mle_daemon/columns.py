@@ -102,6 +102,8 @@ class FileState:
         size: bytes of the file.
         lost: ticks that producers could not keep, in all.
         refused: values that columns could not take, in all.
+        kept: what the run has stored beside its log, as JSON; "" for nothing.
+        tboard: bytes of the run's TensorBoard event file that count.
     """
 
     run: str
@@ -113,6 +115,8 @@ class FileState:
     size: int
     lost: int = 0
     refused: int = 0
+    kept: str = ""
+    tboard: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,8 @@ from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_daemon import events as e
 from mle_daemon import state
+from mle_daemon.artifact_flow import ArtifactFlow
+from mle_daemon.artifacts import Artifacts, why_unfit
 from mle_daemon.columns import FileState
 from mle_daemon.config import DaemonConfig
 from mle_daemon.ingest import Piece, Stream, StreamGap
@@ -50,6 +52,7 @@ class Core:
     def __init__(self, config: DaemonConfig, daemon_id: str) -> None:
         self.config = config
         self.daemon_id = daemon_id
+        self.artifacts_address = ""  # where clients send them
         self.runs: dict[m.RunId, RunState] = {}
         self.recent: OrderedDict[m.RunId, e.Report] = OrderedDict()
         self.degraded = ""
@@ -72,6 +75,7 @@ class Core:
         self._stop_waiters: list[tuple[e.Client, int]] = []
         self._late_flushes: list[tuple[e.Client, int, m.ProducerId, int]] = []
         self._heard: dict[e.Client, float] = {}
+        self._artifacts = ArtifactFlow(self._run)
         self._out: list[e.Instruction] = []
         self._replaying = True
         self._left = False
@@ -99,10 +103,23 @@ class Core:
                 self._publish_failed(run_id, error, reopen, now)
             case e.Sealed(run_id, file, error):
                 self._sealed(run_id, file, error)
-            case e.ProducerGone(producer):
-                self._producer_gone(producer)
+            case e.ProducerGone(producer, left):
+                self._producer_gone(producer, left)
+            case e.Arrived():
+                self._out += self._artifacts.arrived(event)
+            case e.NotArrived():
+                self._out += self._artifacts.not_arrived(event, now)
+            case e.ArtifactStored():
+                self._out += self._artifacts.stored(event)
+            case e.ArtifactNotStored():
+                self._out += self._artifacts.not_stored(event, now)
             case e.RingsSeen(producers):
                 self._rings_seen(producers)
+            case e.Problem(run_id, text):
+                if run_id in self.runs:
+                    self._notice(self.runs[run_id], text)
+                else:
+                    self._log("warning", f"run {run_id.hex()}: {text}")
             case e.PublishEverything():
                 for run in self.runs.values():
                     run.wanted_now = True
@@ -124,6 +141,7 @@ class Core:
             for run in self.runs.values()
             if run.opened and run.dirty and not run.publishing and not run.sealing
         ]
+        times += [run.artifacts.next_retry() for run in self.runs.values() if run.opened]
         return min([*times, *map(self._opening_at, self._open_at)], default=float("inf"))
 
     @property
@@ -179,7 +197,12 @@ class Core:
             self._send(client, m.Refused(m.NO_PRODUCER, reason))
             return
         window = self.config.window_bytes
-        self._send(client, m.Welcome(m.PROTOCOL_VERSION, self.daemon_id, self.config.root, window))
+        self._send(
+            client,
+            m.Welcome(
+                m.PROTOCOL_VERSION, self.daemon_id, self.config.root, window, self.artifacts_address
+            ),
+        )
 
     def _data(
         self, client: e.Client, producer: m.ProducerId, position: int, payload: bytes
@@ -232,6 +255,9 @@ class Core:
             raise ProtocolError("a stream goes on behind its end")
         if begins and (why := _unfit(piece.records[0], self.config.root)):
             raise ProtocolError(why)
+        for why in map(why_unfit, piece.artifacts):
+            if why:
+                raise ProtocolError(why)
 
     def _flush(self, client: e.Client, token: int, producer: m.ProducerId, position: int) -> None:
         run = self._run(producer)
@@ -287,6 +313,7 @@ class Core:
         for run_id in self._through & self.runs.keys():
             self.runs[run_id].noted = self.runs[run_id].complete
         self._through.clear()
+        self._out += self._artifacts.journaled()
         late, self._late_flushes = self._late_flushes, []
         for flush in late:
             self._flush(*flush)
@@ -301,8 +328,12 @@ class Core:
             self._enter(first, piece.producer, now)
         run = self.runs[self._run_of[piece.producer]]
         run.join(piece.producer, None, main=not (isinstance(first, m.Run) and first.forked))
+        if isinstance(first, m.Run):
+            run.members[piece.producer].process = first.process
         self._join(run, piece.producer, client)
         run.add(piece, now)
+        if piece.artifacts:
+            self._artifacts.announced(run)
 
     def _enter(self, run: m.Run, producer: m.ProducerId, now: float) -> None:
         """A stream belongs to a run, perhaps to a new one."""
@@ -322,7 +353,9 @@ class Core:
             run = self.runs[run_id]
             if self._holder(run_id, run.path) is None:
                 del self._open_at[run_id]
-                self._out.append(e.OpenRun(run.run, run.seed_id, run.path))
+                saves = run.artifacts.kept.portfolio.saves
+                retained = run.artifacts.protected
+                self._out.append(e.OpenRun(run.run, run.seed_id, run.path, saves, retained))
             else:
                 run.seed_id, run.path = self._free_name(run.run)
                 self._renamed.add(run_id)
@@ -372,6 +405,7 @@ class Core:
         self._renamed &= self.runs.keys()
         if self._renamed:
             self._out.append(e.AppendJournal((self._state_record(self._renamed),)))
+        self._out += self._artifacts.journal_failed()
 
     def _replayed(self, segment: int, record: bytes, now: float) -> None:
         """Take in what an earlier process had journaled."""
@@ -379,6 +413,9 @@ class Core:
             body, payload = wire.split_record(record)
             if body[:1] == [state.NAME]:
                 self._restore(state.decode(body), now)
+                return
+            if body[:1] == [state.STORED_NAME]:
+                self._artifacts.replayed(state.decode_stored(body))
                 return
             message = wire.decode([record[: len(record) - len(payload)], payload])
         except ProtocolError as error:
@@ -424,6 +461,7 @@ class Core:
                 known.seed_id, known.path = run.seed_id, run.path
                 continue
             restored = RunState(run.run, run.seed_id, run.path, lost=run.lost)
+            restored.artifacts.restore(run.artifacts)
             self.runs[run.run.run_id] = restored
             self._open_at[run.run.run_id] = now
         for stream in saved.streams:
@@ -445,18 +483,19 @@ class Core:
         member = self.runs[run_id].join(stream.producer, None)
         member.position, member.received = stream.position, stream.ticks
         member.main, member.over, member.crashed = stream.main, stream.over, stream.crashed
+        member.process = stream.process
 
     def _state_record(self, run_ids: Iterable[m.RunId] | None = None) -> bytes:
         wanted = set(self.runs if run_ids is None else run_ids)
         runs = [
-            state.SavedRun(r.run, r.seed_id, r.path, r.lost)
+            state.SavedRun(r.run, r.seed_id, r.path, r.lost, r.artifacts.to_plain())
             for run_id, r in self.runs.items()
             if run_id in wanted
         ]
         streams = [
             state.SavedStream(
                 p, s.position, s.ticks, dict(s.schemas), self._run_of[p],
-                member.main, member.over, member.crashed,
+                member.main, member.over, member.crashed, member.process,
             )
             for p, s in self._streams.items()
             if self._run_of.get(p) in wanted
@@ -578,9 +617,20 @@ class Core:
             self._ended.popitem(last=False)
 
     # --- producers ----------------------------------------------------------------------------
-    def _producer_gone(self, producer: m.ProducerId) -> None:
+    def _producer_gone(self, producer: m.ProducerId, left: frozenset[int]) -> None:
         if run := self._run(producer):
             run.gone(producer)
+            self._out += self._artifacts.gone(run, producer, left)
+
+    def wanted_artifacts(self, producer: m.ProducerId) -> frozenset[int]:
+        """Numbers of a producer's artifacts that are announced and whose bytes are not here."""
+        run = self._run(producer)
+        return run.artifacts.wanted(producer) if run else frozenset()
+
+    def is_settled(self, producer: m.ProducerId) -> bool:
+        """Whether nothing that a producer saved is still to be stored."""
+        run = self._run(producer)
+        return run is None or not any(key[0] == producer for key in run.artifacts.pending)
 
     def _rings_seen(self, rings: frozenset[m.ProducerId]) -> None:
         """Forget the streams and the clients that will not be heard of again."""
@@ -592,13 +642,22 @@ class Core:
         clients = {member.client for run in self.runs.values() for member in run.members.values()}
         self._heard = {client: at for client, at in self._heard.items() if client in clients}
 
+    def processes(self) -> dict[m.ProducerId, m.Process]:
+        """The processes of the producers that are not through."""
+        return {
+            producer: member.process
+            for run in self.runs.values()
+            for producer, member in run.members.items()
+            if member.process is not None and not (member.over and self.is_settled(producer))
+        }
+
     def silent(self, since: float) -> list[m.ProducerId]:
         """Producers that are not through and were not heard of since a time."""
         return [
             producer
             for run in self.runs.values()
             for producer, member in run.members.items()
-            if not member.over
+            if not (member.over and self.is_settled(producer))
             and (member.client is None or self._heard.get(member.client, 0.0) < since)
         ]
 
@@ -608,6 +667,8 @@ class Core:
         if self.tail_bytes >= self.config.tail_limit_bytes:
             self._make_room()
         for run_id, run in list(self.runs.items()):
+            if run.opened:
+                self._out += self._artifacts.due(run, now)
             if not run.opened or run.publishing or run.sealing:
                 continue
             if run.dirty:
@@ -663,8 +724,13 @@ class Core:
     def _holds(self, run_id: m.RunId, positions: dict[m.ProducerId, int]) -> bool:
         """Whether a run's file holds its streams up to these positions."""
         run = self.runs.get(run_id)
-        return run is None or all(
-            member.published >= at for p, at in positions.items() if (member := run.members.get(p))
+        return run is None or (
+            all(
+                member.published >= at
+                for p, at in positions.items()
+                if (member := run.members.get(p))
+            )
+            and not run.artifacts.waits(positions)
         )
 
     def _drop_segments(self) -> None:
@@ -689,10 +755,16 @@ class Core:
 
     def _maybe_leave(self, stopping: e.StopAsked) -> None:
         """Leave once every file is up to date; runs that go on are resumed by the next daemon."""
-        if self._left or any(r.dirty or r.publishing or r.sealing for r in self.runs.values()):
+        busy = any(
+            run.dirty or run.publishing or run.sealing or run.artifacts.storing
+            for run in self.runs.values()
+        )
+        if self._left or busy or self.degraded:
             return
-        if any(run.status != RUNNING for run in self.runs.values()):
-            return  # about to be sealed
+        # One that is over is about to be sealed, unless it waits for an artifact: the next daemon
+        # goes on waiting.
+        if any(r.status != RUNNING and not r.artifacts.pending for r in self.runs.values()):
+            return
         self._left = True
         for client, token in self._stop_waiters:
             self._send(client, m.Done(token, ""))
@@ -753,4 +825,5 @@ def _unfit(run: object, root: str) -> str:
         return f"{run.seed_id!r} cannot be a seed_id: it is part of a file name"
     if run.config_name and not layout.is_file_name(run.config_name):
         return f"{run.config_name!r} cannot be the name of a configuration file"
+    Artifacts.of(run)
     return ""

@@ -13,12 +13,13 @@ import os
 import secrets
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
+from mle_client import layout, runtime
 from mle_client import messages as m
-from mle_client import runtime
 from mle_client.endpoint import (
     BEAT_EVERY_S,
     STOPPED,
@@ -30,10 +31,14 @@ from mle_client.endpoint import (
 from mle_client.errors import RunRefused
 from mle_daemon import __version__, probes, recovery, status
 from mle_daemon import events as e
+from mle_daemon.artifact_server import ArtifactServer
+from mle_daemon.checkpoints import Checkpoints
 from mle_daemon.config import DaemonConfig
 from mle_daemon.core import Core
 from mle_daemon.group_sync import GroupSync
 from mle_daemon.journal import Journal, JournalPosition, JournalWriteError
+from mle_daemon.landing import Landing
+from mle_daemon.mirrors import Mirrors
 from mle_daemon.ownership import RootLock
 from mle_daemon.server import Server
 from mle_daemon.store import Store
@@ -76,11 +81,14 @@ class Daemon:
         self._config = config
         self._id = secrets.token_hex(8)
         self._store = Store(config.root)
+        self._checkpoints = Checkpoints(config.root)
         self._core = Core(config, self._id)
         self._started = self._last_work = time.monotonic()
         self._appends: list[tuple[bytes, ...]] = []
         self._leave: e.Leave | None = None
         self._signalled: list[e.Event] = []
+        self._outcomes: deque[e.Event] = deque()  # of threads; appended to by any of them
+        self._taking: set[tuple[m.ProducerId, int]] = set()  # dead producers' artifacts
         self._stuck: set[m.ProducerId] = set()  # rings that do not fit the journal; told once
         self._next_scan = self._next_beat = 0.0
         self._sync_failed = False
@@ -88,6 +96,8 @@ class Daemon:
         self._journal: Journal
         self._server: Server
         self._writer: Writer
+        self._artifacts: ArtifactServer
+        self._landing: Landing
 
     def run(self, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
         """Recover, serve, leave.  See `mle_daemon.daemon.run`."""
@@ -107,8 +117,16 @@ class Daemon:
     def _serving(self) -> Iterator[Endpoint]:
         config = self._config
         address = config.endpoint or f"ipc://{runtime.socket_path(config.root)}"
+        artifacts = f"ipc://{runtime.artifact_socket_path(config.root)}"
+        if config.endpoint:  # at the same address of this machine, at any free port
+            artifacts = f"{config.endpoint.rpartition(':')[0]}:*"
+        staging = layout.state_path(config.root, layout.STAGING_DIR)
         with Server(address) as self._server:
-            self._writer = Writer(self._store, self._server.wake)
+            mirrors = Mirrors(config.root, lambda run, text: self._outcome(e.Problem(run, text)))
+            self._writer = Writer(self._store, mirrors, self._server.wake)
+            self._landing = Landing(self._checkpoints, self._outcome)
+            self._artifacts = ArtifactServer(artifacts, staging, self._outcome)
+            self._core.artifacts_address = self._artifacts.endpoint
             sync = GroupSync(self._journal, self._synced, config.sync_interval_s)
             try:
                 endpoint = Endpoint.of_this_process(
@@ -121,8 +139,15 @@ class Daemon:
                 write_endpoint(endpoint)
                 yield endpoint
             finally:
+                self._artifacts.stop()
+                self._landing.stop()
                 self._writer.stop()
                 sync.stop()
+
+    def _outcome(self, event: e.Event) -> None:
+        """Called by threads: deliver an event in the loop's next round."""
+        self._outcomes.append(event)
+        self._server.wake()
 
     # --- the loop -----------------------------------------------------------------------------
     def _loop(self) -> None:
@@ -136,7 +161,10 @@ class Daemon:
                 self._receive(client, message)
             for outcome in self._writer.outcomes():
                 self._deliver(outcome)
+            while self._outcomes:
+                self._deliver(self._outcomes.popleft())
             while self._signalled:
+                self._scan_rings(now)  # what a dead trainer left belongs to what is on disk then
                 self._deliver(self._signalled.pop(0))
             self._flush_journal()
             self._housekeeping(time.monotonic())
@@ -155,6 +183,8 @@ class Daemon:
             return
         self._last_work = time.monotonic()
         try:
+            if isinstance(message, m.Publish | m.Stop):  # what a dead trainer left belongs to it
+                self._scan_rings(self._last_work)
             self._deliver(e.Received(client, message))
         except Exception as error:  # a mistake of ours; it must not take the other runs along
             _LOG.exception("a %s message could not be handled", type(message).__name__)
@@ -198,6 +228,10 @@ class Daemon:
                 self._deliver(self._open(instruction))
             case e.PublishRun() | e.SealRun():
                 self._writer.submit(instruction)
+            case e.StoreArtifact() | e.Evict():
+                self._landing.submit(instruction)
+            case e.DiscardArtifact(producer, artifact):
+                self._artifacts.discard(producer, artifact)
             case e.DropSegments(numbers):
                 for number in numbers:
                     self._drop(number)
@@ -218,11 +252,16 @@ class Daemon:
             self._deliver(e.Journaled(position.segment))
 
     def _open(self, instruction: e.OpenRun) -> e.Event:
-        run_id = instruction.run.run_id
+        run, seed_id = instruction.run, instruction.seed_id
+        run_id = run.run_id
         try:
-            file, note = self._store.open_run(
-                instruction.run, instruction.seed_id, instruction.path
+            file, note = self._store.open_run(run, seed_id, instruction.path)
+            extension = layout.model_extension(run.model_type)
+            removed = self._checkpoints.reconcile(
+                run.directory, seed_id, extension, instruction.retained, instruction.saves
             )
+            if removed:
+                _LOG.info("%s: removed what is kept no longer: %s", run.directory, removed)
         except RunRefused as error:
             return e.RunNotOpened(run_id, str(error), True)
         except Exception as error:
@@ -263,6 +302,9 @@ class Daemon:
                 _LOG.warning("the ring in %s cannot be read: %s", ring.place.directory, error)
             finally:
                 ring.close()
+        for producer, process in self._core.processes().items():
+            if producer not in alive and probes.is_gone(process):
+                self._deliver(e.ProducerGone(producer))
         for producer in self._core.silent(now - _SILENT_AFTER_S):
             if producer not in alive and now - self._started > _SILENT_AFTER_S:
                 self._deliver(e.ProducerGone(producer))
@@ -285,12 +327,24 @@ class Daemon:
                 self._deliver(e.Received(e.NOBODY, data))
                 self._flush_journal()
         if self._core.position(producer) >= end:
-            _LOG.info("the process of stream %s is gone; its ring is drained", producer.hex())
-            self._deliver(e.ProducerGone(producer))
-            ring.remove()
+            self._take_left(ring)
+            if self._core.is_settled(producer):
+                _LOG.info("the process of stream %s is gone; its ring is drained", producer.hex())
+                ring.remove()
         elif producer not in self._stuck and not self._core.degraded:
             self._stuck.add(producer)
             _LOG.error("the ring in %s does not go on where the journal ends", ring.place.directory)
+
+    def _take_left(self, ring: probes.AbandonedRing) -> None:
+        """Have the artifacts that a dead process left in memory stored."""
+        producer = ring.place.producer
+        wanted = self._core.wanted_artifacts(producer)
+        left = {each.number: each for each in ring.left()} if wanted else {}
+        for number in sorted(wanted & left.keys()):
+            if (producer, number) not in self._taking:
+                self._taking.add((producer, number))
+                self._artifacts.take_left(producer, left[number])
+        self._deliver(e.ProducerGone(producer, frozenset(left)))
 
     # --- status, signals, the end ---------------------------------------------------------------
     def _status(self) -> e.Report:

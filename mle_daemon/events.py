@@ -6,11 +6,12 @@ Pure values; `core` maps one to the other, `daemon` delivers and carries out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NewType, TypeAlias
 
 from mle_client import messages as m
 from mle_client import wire
+from mle_client.layout import MetaList
 from mle_daemon.columns import FileState
 
 Client = NewType("Client", bytes)  # a connection's identity on the socket; b"" is the daemon itself
@@ -116,9 +117,52 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class ProducerGone:
-    """A producer's process is gone, and all that its ring held was received."""
+    """A producer's process is gone, and all that its ring held was received.
+
+    Args:
+        left: numbers of the artifacts whose bytes it left behind; they are being taken in.
+    """
 
     producer: m.ProducerId
+    left: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """All bytes of an artifact are here, synced.  Args: path: of the file; size: in bytes."""
+
+    producer: m.ProducerId
+    number: int
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotArrived:
+    """An artifact's bytes cannot be taken in.  Args: final: trying again is of no use."""
+
+    producer: m.ProducerId
+    number: int
+    error: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactStored:
+    """An artifact is on disk under its names."""
+
+    producer: m.ProducerId
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactNotStored:
+    """An artifact could not be given its names.  Args: final: trying again is of no use."""
+
+    producer: m.ProducerId
+    number: int
+    error: str
+    final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +196,18 @@ class Tick:
     """Time has passed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something beside a run's log went wrong; its user is to know."""
+
+    run_id: m.RunId
+    text: str
+
+
 Event: TypeAlias = (
     Received | Journaled | JournalFailed | Replayed | Recovered | RunOpened | RunNotOpened
     | Published | PublishFailed | Sealed | ProducerGone | RingsSeen | PublishEverything
-    | StopAsked | Tick
+    | StopAsked | Tick | Arrived | NotArrived | ArtifactStored | ArtifactNotStored | Problem
 )  # fmt: skip
 
 
@@ -184,11 +236,37 @@ class DropSegments:
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """Make a run's folder ready; answered by `RunOpened` or `RunNotOpened`."""
+    """Make a run's folder ready; answered by `RunOpened` or `RunNotOpened`.
+
+    Args:
+        seed_id: of the group in the file.
+        path: of the file.
+        saves: number of the latest checkpoint.
+        retained: numbers of those in models/retained that are kept; earlier others go.
+    """
 
     run: m.Run
     seed_id: str
     path: str
+    saves: int = 0
+    retained: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A stored figure that came with a tick.
+
+    Args:
+        seconds: since the epoch, of the tick.
+        step: of the user's first clock.
+        row: 0-based number of the tick in its run.
+        name: path relative to the experiment's folder.
+    """
+
+    seconds: float
+    step: int
+    row: int
+    name: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -204,6 +282,9 @@ class PublishRun:
         lost: ticks of the run that were lost in all.
         applied: {producer hex: position} with which the file will be complete.
         status: "running", "finished" or "crashed".
+        kept: what the run has stored beside its log, as JSON; "" for nothing.
+        lists: the same as the lists of meta/.
+        histograms, images: that came with ticks, for the mirrors.
     """
 
     run: m.Run
@@ -214,6 +295,10 @@ class PublishRun:
     lost: int
     applied: Mapping[str, int]
     status: str
+    kept: str = ""
+    lists: Mapping[str, MetaList] = field(default_factory=dict)
+    histograms: tuple[m.Histograms, ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +308,41 @@ class SealRun:
     run_id: m.RunId
     path: str
     file: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class StoreArtifact:
+    """Give an artifact its names; answered by `ArtifactStored` or `ArtifactNotStored`.
+
+    Args:
+        staged: path of its bytes; nothing is left there.
+        directory: absolute path of the experiment's folder.
+        names: relative to that; all are to be the same file.
+        evict: relative names to remove once `names` are on disk.
+    """
+
+    producer: m.ProducerId
+    number: int
+    staged: str
+    directory: str
+    names: tuple[str, ...]
+    evict: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Remove files that no rule keeps any more.  Args: as of `StoreArtifact`."""
+
+    directory: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardArtifact:
+    """Remove the bytes of an artifact that will get no name."""
+
+    producer: m.ProducerId
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +362,7 @@ class Leave:
 
 Instruction: TypeAlias = (
     Send | AppendJournal | DropSegments | OpenRun | PublishRun | SealRun | Log | Leave
+    | StoreArtifact | Evict | DiscardArtifact
 )  # fmt: skip
 
 # What a status report is made of.

@@ -62,7 +62,8 @@ def new_file(path: str) -> Iterator[int]:
     Yields:
         Its descriptor.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o666)
     try:
         yield fd
         os.fsync(fd)
@@ -104,6 +105,40 @@ def copy_durably(source: str, target: str) -> None:
     """Copy a file and sync the copy; nothing is left of it if that fails."""
     with open(source, "rb") as read_from, new_file(target) as fd:
         copy_all(read_from.fileno(), fd)
+
+
+def make_folders(path: str) -> None:
+    """Make a folder and those above it that are missing, so that they survive a power cut.
+
+    Raises:
+        OSError: one cannot be made; those above it may be.
+    """
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        try:
+            os.mkdir(folder)
+        except FileExistsError as error:
+            if not os.path.isdir(folder):  # another thread was not faster, a file is in the way
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder
+                ) from error
+        sync_folder(os.path.dirname(folder))
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in a folder survive a power cut, where its file system can.
+
+    Raises:
+        OSError: it is no folder, or the disk fails.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _sync_folder(fd)
+    finally:
+        os.close(fd)
 
 
 def put_aside(path: str, folder: str, stamp: str) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5p, h5s, h5t
 
 from mle_client import layout
+from mle_client.layout import MetaList
 from mle_client.messages import Run
 from mle_daemon.columns import Append, Column, FileState, Plan
 from mle_daemon.events import PublishRun
@@ -38,7 +39,7 @@ from mle_daemon.h5file import (
     set_text,
     write_rows,
 )
-from mle_daemon.values import REFERENCE_BYTES, Dtype, Text, convert, is_varying, numpy_dtype
+from mle_daemon.values import REFERENCE_BYTES, Array, Dtype, Text, convert, is_varying, numpy_dtype
 
 # Chunks grow with the column, to 1/8 of it at most: a short run wastes little, and the index of a
 # column stays a single node up to a million numbers.  At 32 KiB, 256 KiB and 2 MiB a column is
@@ -85,14 +86,32 @@ def append(file: Id, seed_id: str, plan: Plan) -> None:
             _extend(groups["meta"], rows.after.name, rows)
 
 
+def write_kept(file: Id, seed_id: str, job: PublishRun) -> None:
+    """Write into meta/ what the run has stored beside its log, if that has changed."""
+    if job.kept == (job.file.kept if job.file else ""):
+        return
+    meta = h5g.open(h5g.open(file, seed_id.encode()), b"meta")
+    for name, values in job.lists.items():
+        _replace_list(meta, name, values)
+    _replace_list(meta, layout.KEPT_NAME, (job.kept,))
+
+
 def mark(file: Id, seed_id: str, state: FileState) -> None:
     """Write into the seed group's attributes what the file holds."""
     seed = h5g.open(file, seed_id.encode())
+    if h5py.Group(seed).attrs.get(layout.RUN_ATTR) != state.run:  # another run's log goes on
+        set_number(seed, layout.FORMAT_ATTR, np.int64(layout.FILE_FORMAT))
+        set_number(seed, layout.START_ATTR, np.float64(state.start_time))
+        set_text(seed, layout.RUN_ATTR, state.run)
     set_number(seed, layout.ROWS_ATTR, np.int64(state.rows))
     set_changing_text(seed, layout.APPLIED_ATTR, json.dumps(dict(state.applied)))
     if h5py.Group(seed).attrs.get(layout.STATE_ATTR) != state.status:
         set_text(seed, layout.STATE_ATTR, state.status)
-    for name, count in ((layout.LOST_ATTR, state.lost), (layout.REFUSED_ATTR, state.refused)):
+    for name, count in (
+        (layout.LOST_ATTR, state.lost),
+        (layout.REFUSED_ATTR, state.refused),
+        (layout.TBOARD_ATTR, state.tboard),
+    ):
         if count:
             set_number(seed, name, np.int64(count))
 
@@ -104,6 +123,9 @@ def growth(job: PublishRun, plan: Plan) -> int:
         total += _growth(change, job.file)
         if change.rows is not None:
             total += _growth(_rows_append(change), job.file)
+    if job.kept != (job.file.kept if job.file else ""):
+        total += 2 * len(job.kept.encode()) + len(job.lists) * _DATASET_BYTES
+        total += sum(_list_array(values).nbytes for values in job.lists.values())
     if job.file is None:
         total += 4 * (len(job.run.config_text) + len(job.run.config_json))
     return total + total // 8
@@ -220,6 +242,25 @@ def _write_text(meta: Id, name: str, text: str) -> Id:
     dataset = _create(meta, name, file_type(dtype), h5s.create_simple((1,)), _creation(None))
     dataset.write(h5s.ALL, h5s.ALL, np.array([encoded], numpy_dtype(dtype)), memory_type(dtype))
     return dataset
+
+
+def _replace_list(meta: Id, name: str, values: MetaList) -> None:
+    """Write a list of texts or numbers, as mle-logging reads it."""
+    if name.encode() in meta:
+        meta.unlink(name.encode())
+    array = _list_array(values)
+    dtype: Dtype = Text(array.dtype.itemsize) if array.dtype.kind == "S" else array.dtype
+    space = h5s.create_simple(array.shape)
+    dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+    if len(array):
+        dataset.write(h5s.ALL, h5s.ALL, array, memory_type(dtype))
+
+
+def _list_array(values: MetaList) -> Array:
+    texts = [value.encode("utf-8", "surrogateescape") for value in values if isinstance(value, str)]
+    if texts or not values:
+        return np.array(texts, f"S{max([1, *map(len, texts)])}")
+    return np.array(values, np.int64 if all(isinstance(v, int) for v in values) else np.float64)
 
 
 # --- a seal ---------------------------------------------------------------------------------------

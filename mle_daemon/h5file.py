@@ -277,6 +277,8 @@ def is_still(file: Id, seed_id: str, state: FileState) -> bool:
     """Whether a file that is open for changes holds the run and rows that it should."""
     try:
         attrs = h5py.File(file)[seed_id].attrs
+        if not state.run:  # a log of mle-logging's, which says neither
+            return layout.RUN_ATTR not in attrs
         held = (get_text(attrs[layout.RUN_ATTR]), int(attrs[layout.ROWS_ATTR]))
     except KeyError:
         return False
@@ -301,6 +303,8 @@ def _describe_ours(seed: H5File, size: int) -> FileState:
         size=size,
         lost=int(attrs.get(layout.LOST_ATTR, 0)),
         refused=int(attrs.get(layout.REFUSED_ATTR, 0)),
+        tboard=int(attrs.get(layout.TBOARD_ATTR, 0)),
+        kept=get_text(seed["meta"][layout.KEPT_NAME][0]) if layout.KEPT_NAME in meta else "",
     )
 
 

@@ -51,6 +51,16 @@ class Piece:
         return sum(record.ticks for record in self.records if isinstance(record, m.Gap))
 
     @property
+    def artifacts(self) -> tuple[m.Artifact, ...]:
+        """What was saved in it besides ticks."""
+        return tuple(record for record in self.records if isinstance(record, m.Artifact))
+
+    @property
+    def histograms(self) -> tuple[m.Histograms, ...]:
+        """The histograms in it."""
+        return tuple(record for record in self.records if isinstance(record, m.Histograms))
+
+    @property
     def ends(self) -> bool:
         """Whether it closes the stream."""
         return any(isinstance(record, m.End) for record in self.records)

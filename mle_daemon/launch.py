@@ -3,7 +3,8 @@
 The daemon in the background is the same program again, run with `--foreground` in a session of its
 own and with a pipe through which it says, in one line, where it listens.  The line is the only
 sign of success; a pipe that ends without one means that the daemon ended, and its exit status and
-last words say why.
+last words say why.  They are in a file, for a daemon that lives on; what a full disk keeps from
+that file comes through the pipe.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ _LOG_COPIES: Final = 2
 _OTHER_S: Final = 30.0
 _POLL_S: Final = 0.05
 _ATTEMPTS: Final = 3  # should another daemon take the root just then
+_NAME: Final = "mle-daemon"  # begins what is said to the user
 _STILL_WAITING_S: Final = 10.0  # a long journal takes minutes; the user should know
 
 
 def say(text: object) -> None:
     """Tell the user something that is no data."""
-    print(f"mle-daemon: {text}", file=sys.stderr, flush=True)
+    print(f"{_NAME}: {text}", file=sys.stderr, flush=True)
 
 
 # --- in the background ----------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def _spawn(config: DaemonConfig) -> Endpoint:
         return Endpoint.from_json(line)
     status = process.wait()
     with open(stderr_path, "rb") as file:
-        words = last_words(file.read())
+        words = last_words(file.read() or line)
     if status < 0:
         words += f"\nit was ended by {signal.Signals(-status).name}"
     failure = DaemonStartFailed(config.root, words)
@@ -175,29 +177,34 @@ def run_here(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
     from mle_daemon import daemon  # loads HDF5, which the other verbs need not
 
+    waiting = ready_fd  # None when nobody does any more
+
     def ready(endpoint: Endpoint) -> None:
+        nonlocal waiting
+        waiting = None
         if ready_fd is not None:
-            _tell_through(ready_fd, endpoint)
+            _tell_through(ready_fd, endpoint.to_json() + "\n")
         else:
             announce(endpoint)
             notify_systemd("READY=1")
 
     try:
         return daemon.run(config, ready, ready_fd is not None)
-    except RootLocked:
-        raise  # the log is the other daemon's
-    except Exception:
-        logging.getLogger(__name__).exception("the daemon ended by an error")
+    except Exception as error:
+        if waiting is not None:
+            _tell_through(waiting, f"{_NAME}: {' '.join(str(error).split())}")
+        if not isinstance(error, RootLocked):  # then the log is the other daemon's
+            logging.getLogger(__name__).exception("the daemon ended by an error")
         raise
     finally:
         if ready_fd is None:
             notify_systemd("STOPPING=1")
 
 
-def _tell_through(descriptor: int, endpoint: Endpoint) -> None:
+def _tell_through(descriptor: int, text: str) -> None:
     # Whoever started us may have lost patience.
     with contextlib.suppress(BrokenPipeError), open(descriptor, "w", encoding="utf-8") as pipe:
-        pipe.write(endpoint.to_json() + "\n")
+        pipe.write(text)
 
 
 def _log_to(path: str, *, detached: bool) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mle_client import layout, runtime
-from mle_client.messages import ProducerId
+from mle_client.messages import Process, ProducerId
 from mle_client.ring import Remains, read_remains, take_over
+from mle_client.snapshot import LeftSnapshot, read_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,13 @@ class AbandonedRing:
         """Its committed records, in stream order."""
         return read_remains(self.place.directory, self.place.spill)
 
+    def left(self) -> list[LeftSnapshot]:
+        """The artifacts that it holds."""
+        snapshots = layout.SNAPSHOTS_DIR
+        return read_left(
+            os.path.join(self.place.directory, snapshots), os.path.join(self.place.spill, snapshots)
+        )
+
     def remove(self) -> None:
         """Remove its files: all of it is in the journal."""
         shutil.rmtree(self.place.spill, ignore_errors=True)
@@ -63,6 +71,19 @@ def abandoned(places: list[RingPlace]) -> Iterator[AbandonedRing]:
         lock = take_over(place.directory)
         if lock is not None:
             yield AbandonedRing(place, lock)
+
+
+def is_gone(process: Process) -> bool:
+    """Whether a process has ended, as far as that can be seen from here."""
+    if not runtime.sees_processes_of(process.host, process.boot_id):
+        # Another boot of this very machine: nothing of it runs any more.
+        return process.host == runtime.host() and _is_earlier_boot(process.boot_id)
+    return not runtime.is_running(process.pid, process.started, process.boot_id)
+
+
+def _is_earlier_boot(boot_id: str) -> bool:
+    ours, theirs = runtime.boot_id().partition(" ")[0], boot_id.partition(" ")[0]
+    return bool(ours and theirs) and ours != theirs
 
 
 def _names(directory: str) -> list[str]:

@@ -11,8 +11,10 @@ from typing import Final
 
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
+from mle_client.kept import Kept, kept_to_json, meta_lists
+from mle_daemon.artifacts import Artifacts
 from mle_daemon.columns import FileState
-from mle_daemon.events import Client, PublishRun, Report
+from mle_daemon.events import Client, Image, PublishRun, Report
 from mle_daemon.ingest import Piece
 from mle_daemon.schedule import Due
 
@@ -43,6 +45,7 @@ class Member:
         over: nothing more comes.
         crashed: it went without a word.
         client: where it was heard from last.
+        process: that logs; None where a journal has lost it.
     """
 
     producer: m.ProducerId
@@ -53,6 +56,7 @@ class Member:
     over: bool = False
     crashed: bool = False
     client: Client | None = None
+    process: m.Process | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +69,10 @@ class RunState:
         path: of its log file.
         opened: the folder is ready.
         file: what is published.
+        artifacts: its checkpoints, figures and objects.
+
+    Raises:
+        ProtocolError: the run's settings are not what a client sends.
     """
 
     run: m.Run
@@ -87,8 +95,14 @@ class RunState:
     published_at: float = 0.0
     publish_cost: float = 0.0
     waiters: list[tuple[Waiter, dict[m.ProducerId, int]]] = field(default_factory=list)
+    artifacts: Artifacts = field(init=False)
     _in_flight: list[Piece] | None = None
     _status_published: str = ""
+    _images_in_flight: tuple[Image, ...] = ()
+    _kept_text: tuple[Kept | None, str] = (None, "")
+
+    def __post_init__(self) -> None:
+        self.artifacts = Artifacts.of(self.run)
 
     @property
     def status(self) -> str:
@@ -111,13 +125,29 @@ class RunState:
     @property
     def dirty(self) -> bool:
         """Whether the file lacks something."""
-        return bool(self.tail) or (self.file is not None and self.status != self._status_published)
+        return bool(self.tail or (self._images and self.file)) or (
+            self.file is not None
+            and (self.status != self._status_published or self._kept != self.file.kept)
+        )
+
+    @property
+    def _images(self) -> list[Image]:
+        """Figures that the mirrors have not been shown."""
+        return self.artifacts.images if self.run.tboard or self.run.wandb else []
+
+    @property
+    def _kept(self) -> str:
+        kept = self.artifacts.kept
+        if self._kept_text[0] is not kept:  # asked often, changed seldom
+            self._kept_text = kept, kept_to_json(kept)
+        return self._kept_text[1]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more can come and the file has everything."""
+        """Whether nothing more can come, all is stored and the file has everything."""
         return (
             self.opened
+            and not self.artifacts.pending
             and not self.publishing
             and not self.tail
             and self.status != RUNNING
@@ -139,6 +169,8 @@ class RunState:
     def add(self, piece: Piece, now: float) -> None:
         """Take in a piece that the journal has."""
         member = self.members[piece.producer]
+        for artifact in piece.artifacts:
+            self.artifacts.announce(piece.producer, piece.position, artifact)
         self.noted = False
         member.position = piece.end
         member.received += piece.ticks
@@ -149,7 +181,9 @@ class RunState:
         piece = _new_in(piece, member)
         self.lost += piece.lost
         nothing_before = not self.tail and not self.publishing
-        nothing_in_it = not piece.blocks and not piece.lost
+        nothing_in_it = not (piece.blocks or piece.lost or piece.artifacts)
+        if self.run.tboard:
+            nothing_in_it = nothing_in_it and not piece.histograms
         if nothing_in_it and nothing_before and (self.file is None or not piece.ends):
             member.published = piece.end  # nothing of it goes into a file
             return
@@ -213,7 +247,22 @@ class RunState:
             lost=self.lost,
             applied=applied,
             status=self.status,
+            kept=self._kept,
+            lists=meta_lists(
+                self.artifacts.kept,
+                self.artifacts.policy,
+                self.run.experiment_dir,
+                self.seed_id,
+                self.artifacts.extension,
+            ),
+            histograms=tuple(h for piece in self._in_flight for h in piece.histograms),
+            images=self._take_images(),
         )
+
+    def _take_images(self) -> tuple[Image, ...]:
+        self._images_in_flight = tuple(self._images)
+        self.artifacts.images = []
+        return self._images_in_flight
 
     def published(self, file: FileState, cost: float, now: float) -> None:
         """The publication that was begun has ended well."""
@@ -229,6 +278,7 @@ class RunState:
     def publication_failed(self, error: str, now: float) -> None:
         """The publication that was begun has failed: what it had is the tail's beginning again."""
         self._keep([*(self._in_flight or []), *self.tail])
+        self.artifacts.images = [*self._images_in_flight, *self.artifacts.images]
         self._in_flight = None
         self.error = error
         self.wanted_now = True  # as it was: who wanted it still does
@@ -258,7 +308,9 @@ class RunState:
         """The waiters whose wait is over; they are forgotten."""
         waiting = []
         for waiter, positions in self.waiters:
-            if all(self.members[p].published >= end for p, end in positions.items()):
+            if all(
+                self.members[p].published >= end for p, end in positions.items()
+            ) and not self.artifacts.waits(positions):
                 yield waiter
             else:
                 waiting.append((waiter, positions))
@@ -279,6 +331,7 @@ class RunState:
                 "published": received - waiting,
                 "lost": self.lost,
             },
+            "artifacts_waiting": len(self.artifacts.pending),
             "lag_s": round(now - self.dirty_since, 3) if self.tail or self.publishing else 0.0,
             "bytes_waiting": max(0, missing),
             "last_error": self.error,

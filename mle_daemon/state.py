@@ -1,12 +1,13 @@
 """The journal's own record: what is known of unfinished runs besides their ticks.  Version 1.
 
 Pure.  A msgpack array ["state", {"runs": […], "streams": […]}], readable by any msgpack decoder;
-a run and a schema inside are the records of `mle_client.wire`, as bytes.
+a run and a schema inside are the records of `mle_client.wire`, as bytes.  A second, short kind of
+record, ["stored", [[producer, number], …]], says which artifacts need no more care.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,16 +18,22 @@ from mle_client import wire
 from mle_client.errors import ProtocolError
 
 NAME: Final = "state"
+STORED_NAME: Final = "stored"
 
 
 @dataclass(frozen=True, slots=True)
 class SavedRun:
-    """A run that is not sealed.  Args: as of `runs.RunState`."""
+    """A run that is not sealed.
+
+    Args:
+        artifacts: as of `artifacts.Artifacts.to_plain`; the rest as of `runs.RunState`.
+    """
 
     run: m.Run
     seed_id: str
     path: str
     lost: int
+    artifacts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class SavedStream:
     main: bool
     over: bool
     crashed: bool
+    process: m.Process | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,10 @@ class Saved:
 
 def encode(saved: Saved) -> bytes:
     """The bytes of a state record."""
-    runs = [[wire.encode_record(r.run), r.seed_id, r.path, r.lost] for r in saved.runs]
+    runs = [
+        [wire.encode_record(r.run), r.seed_id, r.path, r.lost, dict(r.artifacts)]
+        for r in saved.runs
+    ]
     streams = [
         [
             s.producer,
@@ -64,6 +75,7 @@ def encode(saved: Saved) -> bytes:
             s.main,
             s.over,
             s.crashed,
+            s.process,
         ]
         for s in saved.streams
     ]
@@ -80,13 +92,32 @@ def decode(body: list[Any]) -> Saved:
     try:
         _, content = body
         runs = tuple(
-            SavedRun(_one_run(run), seed_id, path, lost)
-            for run, seed_id, path, lost in content["runs"]
+            SavedRun(_one_run(run), seed_id, path, lost, artifacts)
+            for run, seed_id, path, lost, artifacts in content["runs"]
         )
         streams = tuple(_stream(*values) for values in content["streams"])
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ProtocolError(f"a state record is malformed: {error}") from error
     return Saved(runs, streams)
+
+
+def encode_stored(artifacts: Iterable[tuple[m.ProducerId, int]]) -> bytes:
+    """The bytes of a record that artifacts are stored, or will never be."""
+    packed: bytes = msgpack.packb([STORED_NAME, list(map(list, artifacts))], use_bin_type=True)
+    return packed
+
+
+def decode_stored(body: list[Any]) -> list[tuple[m.ProducerId, int]]:
+    """A record of `encode_stored` from its unpacked array.
+
+    Raises:
+        ProtocolError: it was written by something else.
+    """
+    try:
+        _, artifacts = body
+        return [(m.ProducerId(producer), int(number)) for producer, number in artifacts]
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"a record of stored artifacts is malformed: {error}") from error
 
 
 def _one_run(packed: bytes) -> m.Run:
@@ -105,6 +136,7 @@ def _stream(
     main: bool,
     over: bool,
     crashed: bool,
+    process: list[Any] | None,
 ) -> SavedStream:
     decoder = wire.StreamDecoder()
     decoder.decode(schemas)
@@ -117,4 +149,5 @@ def _stream(
         main,
         over,
         crashed,
+        None if process is None else m.Process(*process),
     )

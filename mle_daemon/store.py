@@ -31,6 +31,7 @@ from mle_daemon.values import Array
 IMAGE_BYTES: Final = 8 * 2**20
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _CHANGED: Final = "it is no longer what the daemon published; something else changed it"
+_GONE: Final = "the log that was published here is gone"
 
 
 class Store:
@@ -58,11 +59,11 @@ class Store:
             LogDamaged: it is no log, or one that cannot be read.
         """
         try:
-            image, size = _read(path)
+            image, found = _read(path)
         except FileNotFoundError:
             return None
         with h5file.opened(path, image) as file:
-            return h5file.describe(file, path, size)
+            return h5file.describe(file, path, found.st_size)
 
     # --- a run begins -----------------------------------------------------------------------------
     def open_run(self, run: Run, seed_id: str, path: str) -> tuple[FileState | None, str]:
@@ -90,12 +91,19 @@ class Store:
             state = None
         if state is not None and state.run == run.run_id.hex():
             return state, ""
+        if run.reload and state is not None and self._has_seed(path, seed_id):
+            return replace(state, applied={}, tboard=0), ""
         if run.overwrite:
             files.remove(path)
             files.remove(layout.merged_log_path(run.directory))
             return None, ""
         kept = self._put_aside(path)
         return None, kept and f"there was another log at {path}: it was moved to {kept}"
+
+    def _has_seed(self, path: str, seed_id: str) -> bool:
+        image, _ = _read(path)
+        with h5file.opened(path, image) as file:
+            return seed_id in file
 
     def _confine(self, run: Run, seed_id: str, path: str) -> None:
         """Raise unless all that a run makes stays under the root, outside of our own folder."""
@@ -132,21 +140,24 @@ class Store:
         return files.put_aside(path, folder, datetime.now(UTC).strftime(_STAMP))
 
     # --- publishing -------------------------------------------------------------------------------
-    def publish(self, job: PublishRun) -> tuple[FileState, tuple[str, ...]]:
+    def publish(self, job: PublishRun, tboard: int = 0) -> tuple[FileState, tuple[str, ...]]:
         """Publish a run's new ticks.
+
+        Args:
+            tboard: bytes of the run's event file that count from then on.
 
         Returns:
             What the file holds now, and what could not be stored.
 
         Raises:
             LogNotFound: the published file is gone.
-            LogDamaged: it is no longer what was published.
+            LogDamaged: it is no longer what was published, or was replaced meanwhile.
             OSError: there is no room, or the disk fails.  The published file is what it was,
                 unless only the sync of its folder failed: `inspect` says which.
         """
         path, before = job.path, job.file
         plan = plan_append(before, job.blocks, job.run.start_time, self._reader(job))
-        after = _state_after(job, plan)
+        after = replace(_state_after(job, plan), tboard=tboard)
 
         def edit(file: h5file.Id) -> None:
             if before is None:
@@ -154,14 +165,15 @@ class Store:
             elif not h5file.is_still(file, job.seed_id, before):
                 raise LogDamaged(path, _CHANGED)
             h5edit.append(file, job.seed_id, plan)
+            h5edit.write_kept(file, job.seed_id, job)
             h5edit.mark(file, job.seed_id, after)
 
         room = h5edit.growth(job, plan)
-        staged = self._stage(after.run, path if before else None, room, edit)
+        staged, found = self._stage(after.run, path if before else None, room, edit)
         if before is None:
             self._put_aside(path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-        size = self._land(staged, path)
+        size = self._land(staged, path, found)
         return replace(after, size=size), tuple(map(str, plan.problems))
 
     def seal(self, path: str, state: FileState) -> FileState:
@@ -169,16 +181,16 @@ class Store:
 
         Raises:
             LogNotFound, OSError: as of `publish`.
-            LogDamaged: the file is no longer what was published, or the new one does not read
-                back as the old one; nothing was changed.
+            LogDamaged: the file is no longer what was published, or was replaced meanwhile, or the
+                new one does not read back as the old one; nothing was changed.
         """
-        image, size = _read(path)
+        image, found = _read(path)
         with h5file.opened(path, image) as source:
-            held = h5file.describe(source, path, size)
+            held = h5file.describe(source, path, found.st_size)
             if (held.run, held.rows) != (state.run, state.rows):
                 raise LogDamaged(path, _CHANGED)
-            room = h5edit.compact_room(state, size)
-            staged = self._stage(
+            room = h5edit.compact_room(state, found.st_size)
+            staged, _ = self._stage(
                 state.run, None, room, lambda file: h5edit.copy_compact(source, file)
             )
             try:
@@ -187,7 +199,7 @@ class Store:
                 files.remove(staged)
                 raise
         columns = {key: replace(column, sealed=True) for key, column in state.columns.items()}
-        return replace(state, columns=columns, size=self._land(staged, path))
+        return replace(state, columns=columns, size=self._land(staged, path, found))
 
     def _reader(self, job: PublishRun) -> ReadColumn:
         def read(column: Column) -> Iterator[Array]:
@@ -198,7 +210,9 @@ class Store:
         return read
 
     # --- staging ----------------------------------------------------------------------------------
-    def _stage(self, run: str, source: str | None, growth: int, edit: h5file.Edit) -> str:
+    def _stage(
+        self, run: str, source: str | None, growth: int, edit: h5file.Edit
+    ) -> tuple[str, os.stat_result | None]:
         """Write a changed copy of a log, or a new one, under a name of our own.
 
         Args:
@@ -206,15 +220,16 @@ class Store:
             growth: bytes that the changes may add.
 
         Returns:
-            The path of the new file, synced.
+            The path of the new file, synced, and what the source was then.
         """
-        image, size = _read(source) if source else (h5file.empty_image(), 0)
+        image, found = _read(source) if source else (h5file.empty_image(), None)
+        size = found.st_size if found else 0
         staged = self._new_name(run)
         if image is not None and size + growth <= IMAGE_BYTES:
             changed = h5file.edit_image(image, edit, source or staged)
             with files.new_file(staged) as fd:
                 files.write_all(fd, changed)
-            return staged
+            return staged, found
         with files.new_file(staged) as fd:
             if source:
                 with open(source, "rb") as file:
@@ -223,15 +238,24 @@ class Store:
                 files.write_all(fd, h5file.empty_image())
             files.reserve(fd, size + growth)
             h5file.edit_file(staged, edit)
-        return staged
+        return staged, found
 
     def _new_name(self, run: str) -> str:
         os.makedirs(self._staging, exist_ok=True)
         return os.path.join(self._staging, f"{run}-{next(self._numbers)}.tmp")
 
-    def _land(self, staged: str, path: str) -> int:
-        """Give a staged file its name.  Returns: its size in bytes."""
+    def _land(self, staged: str, path: str, found: os.stat_result | None = None) -> int:
+        """Give a staged file its name.
+
+        Args:
+            found: the file that it replaces, as it was when read; None where that does not matter.
+
+        Returns:
+            Its size in bytes.
+        """
         try:
+            if found is not None:
+                _check_still(path, found)
             size = os.stat(staged).st_size
             folder, name = os.path.split(os.path.normpath(path))
             if os.path.basename(folder) == "logs":  # merging takes every file in there for a log
@@ -243,18 +267,34 @@ class Store:
         return size
 
 
-def _read(path: str) -> tuple[bytes | None, int]:
-    """A log file's bytes, None where they are too many to hold, and how many there are.
+def _read(path: str) -> tuple[bytes | None, os.stat_result]:
+    """A log file's bytes, None where they are too many to hold, and which file that is.
 
     Raises:
         LogNotFound: it is not there.
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return (file.read() if size <= IMAGE_BYTES else None), size
+            found = os.fstat(file.fileno())
+            return (file.read() if found.st_size <= IMAGE_BYTES else None), found
     except FileNotFoundError as error:
-        raise LogNotFound(path, "the log that was published here is gone") from error
+        raise LogNotFound(path, _GONE) from error
+
+
+def _check_still(path: str, found: os.stat_result) -> None:
+    """Raise unless a path leads to the file that was read there.
+
+    The daemon of a folder above or below may have given the name to a log of its own while ours was
+    being made.  One that does so between this look and the renaming is still overwritten: no
+    system call does both.  That takes two daemons that serve one log, within microseconds.
+    """
+    try:
+        now = os.stat(path)
+    except FileNotFoundError as error:
+        raise LogNotFound(path, _GONE) from error
+    for name in ("st_ino", "st_mtime_ns", "st_size"):
+        if getattr(now, name) != getattr(found, name):
+            raise LogDamaged(path, _CHANGED)
 
 
 def _compare(source: h5file.H5File, staged: str, path: str) -> None:
@@ -280,4 +320,5 @@ def _state_after(job: PublishRun, plan: Plan) -> FileState:
         size=0,
         lost=job.lost,
         refused=(before.refused if before else 0) + sum(p.values for p in plan.problems),
+        kept=job.kept,
     )

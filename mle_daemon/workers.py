@@ -14,6 +14,7 @@ from typing import Final
 
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_daemon import events as e
+from mle_daemon.mirrors import Mirrors
 from mle_daemon.store import Store
 
 _PUBLISH, _SEAL, _END = range(3)  # the order in which waiting jobs are taken
@@ -24,12 +25,13 @@ class Writer:
     """Carries out `PublishRun` and `SealRun`; their outcomes are fetched as events.
 
     Args:
-        store: used by this thread alone.
+        store, mirrors: used by this thread alone.
         wake: called when there is an outcome to fetch.
     """
 
-    def __init__(self, store: Store, wake: Callable[[], None]) -> None:
+    def __init__(self, store: Store, mirrors: Mirrors, wake: Callable[[], None]) -> None:
         self._store = store
+        self._mirrors = mirrors
         self._wake = wake
         self._jobs: queue.PriorityQueue[tuple[int, int, e.PublishRun | e.SealRun | None]]
         self._jobs = queue.PriorityQueue()
@@ -62,6 +64,7 @@ class Writer:
         while True:
             _, _, job = self._jobs.get()
             if job is None:
+                self._mirrors.stop()
                 return
             self._outcomes.append(self._do(job))
             self._wake()
@@ -70,12 +73,15 @@ class Writer:
         """The outcome of a job.  Whatever goes wrong is one, too: the thread must go on."""
         started = time.monotonic()
         if isinstance(job, e.SealRun):
+            self._mirrors.finish(job.run_id, job.file.status == "crashed")
             try:
                 return e.Sealed(job.run_id, self._store.seal(job.path, job.file), "")
             except Exception as error:
                 return e.Sealed(job.run_id, job.file, _say(error))
         try:
-            file, problems = self._store.publish(job)
+            tboard = self._mirrors.write_events(job)
+            file, problems = self._store.publish(job, tboard)
+            self._mirrors.published(job)
         except Exception as error:
             gone = isinstance(error, LogDamaged | LogNotFound)
             return e.PublishFailed(job.run.run_id, _say(error), reopen=gone)

@@ -20,7 +20,7 @@ from mle_daemon.columns import FileState
 from mle_daemon.config import DaemonConfig
 from mle_daemon.core import Core
 
-ROOT = "/root"
+ROOT = "/exps"
 STEP = m.Schema(0, (m.Field("step", m.INT),), ())
 ANNA, BERT, CARL = e.Client(b"anna"), e.Client(b"bert"), e.Client(b"carl")
 
@@ -31,7 +31,8 @@ def make_run(name: str = "run", seed_id: str = "seed_1", **changes: Any) -> m.Ru
         run_id=m.RunId(hashlib.md5(name.encode()).digest()), directory=f"{ROOT}/exp",
         experiment_dir="exp/", seed_id=seed_id, eval_id="", model_type="no-model-type-provided",
         start_time=0.0, config_name="", config_file=b"", config_text="", config_json="",
-        num_seeds=None, overwrite=False, forked=False, pid=1, host="here",
+        num_seeds=None, overwrite=False, forked=False, reload=False, policy={},
+        kept={}, tboard=False, wandb={}, process=m.Process(1, "here", "7", "boot"),
     )  # fmt: skip
     return dataclasses.replace(run, **changes)
 

@@ -24,7 +24,7 @@ from mle_client.endpoint import Endpoint, read_endpoint, write_endpoint
 from mle_client.errors import DaemonSilent, DaemonUnavailable, ProtocolError, VersionMismatch
 
 Script = Callable[[m.Message], list[Any]]
-WELCOME = m.Welcome(m.PROTOCOL_VERSION, "d", "/r", 1)
+WELCOME = m.Welcome(m.PROTOCOL_VERSION, "d", "/r", 1, "")
 
 
 class FakeDaemon:
@@ -282,6 +282,21 @@ class TestPublishBeforeReading:
             control.publish_before_reading(str(root), 0.4)
         assert len(told) == 4
         assert time.monotonic() - began < 1.2
+
+    def test_what_is_flushed_before_shares_the_timeout_too(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[float] = []
+
+        def slow(path: str, timeout: float) -> None:
+            given.append(timeout)
+            time.sleep(0.2)
+
+        monkeypatch.setattr(control, "BEFORE_READING", [slow] * 3)
+        control.publish_before_reading(str(root), 0.3)
+        assert 0.25 < given[0] <= 0.3
+        assert given[1] <= 0.1
+        assert given[2] == 0
 
     def test_a_killed_or_stopped_daemon_is_not_asked(self, root: Path, serve: Any) -> None:
         killed = serve(root / "killed", polite, started="1")

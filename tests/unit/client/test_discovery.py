@@ -114,7 +114,13 @@ class TestResolve:
             resolve("ipc:///s", str(tmp_path / "else" / "run"))
 
     @pytest.mark.parametrize(
-        "nonsense", ["", "automatic", "http://127.0.0.1:1", "tcp://", "tcp://nowhere", "ipc://"]
+        "nonsense",
+        [
+            *("", "automatic", "http://127.0.0.1:1", "tcp://", "tcp://nowhere", "ipc://"),
+            *("tcp://127.0.0.1:x", "tcp://127.0.0.1:", "tcp://127.0.0.1:0", "tcp://:5555"),
+            *("tcp://127.0.0.1:65536", "tcp://127.0.0.1:²", "tcp://127.0.0.1:" + "1" * 5000),
+        ],
+        ids=lambda address: address[:30],
     )
     def test_nonsense_is_refused_with_what_to_give(self, root: Path, nonsense: str) -> None:
         with pytest.raises(ValueError, match=r"'auto'.*'embedded'"):

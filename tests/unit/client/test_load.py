@@ -94,6 +94,13 @@ def test_one_configuration_of_runs_without_a_seed_is_aggregated(tmp_path) -> Non
     assert load_meta_log(path, aggregate_seeds=False).eval_ids == ["config_1"]
 
 
+@pytest.mark.parametrize("name", ["res_10²", "²", "①", "٣", "seed_१"])
+def test_digits_of_other_scripts_are_text_of_a_name(tmp_path, name) -> None:
+    write(tmp_path / "logs" / "log.hdf5", {name: [1.0], "seed_1": [2.0]})
+    assert sorted(load_log(tmp_path).eval_ids) == sorted([name, "seed_1"])
+    assert load_log(tmp_path, aggregate_seeds=True).eval.meta.seeds.count(name) == 1
+
+
 def test_runs_come_in_natural_order(tmp_path) -> None:
     path = write(tmp_path / "log.hdf5", {f"seed_{i}": [1.0] for i in (10, 1, 2)} | {"a": [1.0]})
     assert load_log(path).eval_ids == ["a", "seed_1", "seed_2", "seed_10"]

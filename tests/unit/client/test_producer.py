@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,40 @@ def test_ticks_come_in_order_whatever_their_shape(stage: Stage) -> None:
         stage.update({"step": i}, stats)
     assert stage.column("i") == list(range(100))
     assert stage.column("note") == [f"number {i}" for i in range(0, 100, 3)]
+
+
+def test_counters_and_other_mappings_are_stored_as_they_are(stage: Stage) -> None:
+    stage.update({"step": 0}, {"a": 1, "b": 2})
+    counts = [Counter(a=3, c=4), defaultdict(int, a=5), OrderedDict(a=6, b=7), {"a": 8, "b": 9}]
+    for stats in counts:
+        before = dict(stats)
+        for _ in range(2):
+            stage.update({"step": 1}, stats)
+        assert dict(stats) == before
+    assert stage.column("a") == [1, 3, 3, 5, 5, 6, 6, 8, 8]
+    assert stage.column("b") == [2, 7, 7, 9, 9]
+    assert stage.column("c") == [4, 4]
+
+
+def test_keys_may_be_numpys_text(stage: Stage) -> None:
+    for i in range(3):
+        stage.update({"step": i}, dict.fromkeys(np.array(["loss", "error"]), 1.0 * i))
+    assert stage.column("error") == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("ticks_before", [0, 1, 2])
+def test_a_call_with_too_little_names_the_method_that_was_called(
+    stage: Stage, ticks_before: int
+) -> None:
+    kept = stage.update
+    for _ in range(ticks_before):
+        stage.update({"step": 1}, {"loss": 1.0})
+    for update in (stage.update, kept):
+        with pytest.raises(TypeError, match=r"^update\(\) missing 1 required.*stats_tick"):
+            update({"step": 1})
+    stage.producer.close()
+    with pytest.raises(TypeError, match=r"^update\(\) missing"):
+        stage.update({"step": 1})
 
 
 def test_the_latest_shape_gets_a_writer_of_its_own(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -162,6 +163,69 @@ def test_a_ring_without_any_room_is_refused_and_leaves_nothing(tmp_path: Path) -
     with pytest.raises(OSError, match="no room"):
         make(tmp_path, memory_bytes=0, spill_bytes=0)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Folders whose file system takes not another byte; more may be added."""
+    places = {tmp_path / "memory"}
+    (tmp_path / "memory").mkdir()
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        where = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if places & {*where.parents}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data)
+
+    monkeypatch.setattr(rings.os, "write", write)
+    return places
+
+
+def make_in_full_memory(folder: Path) -> Ring:
+    def fall_back() -> str:
+        (folder / "disk").mkdir()
+        return str(folder / "disk" / "ring")
+
+    memory, spill = str(folder / "memory" / "ring"), str(folder / "spill")
+    return Ring(memory, spill, PRODUCER, {"pid": 1}, fall_back=fall_back)
+
+
+def test_in_full_shared_memory_the_ring_is_on_disk(tmp_path: Path, full: set[Path]) -> None:
+    ring = make_in_full_memory(tmp_path)
+    assert ring.directory == str(tmp_path / "disk" / "ring")
+    assert (tmp_path / "disk" / "ring" / "owner").read_text() == '{"pid": 1}'
+    record = put(ring, b"kept")
+    ring.let_go()
+    lock = rings.take_over(ring.directory)
+    assert lock is not None
+    os.close(lock)
+    (remains,) = rings.read_remains(ring.directory, str(tmp_path / "spill"))
+    assert remains.payload == record
+    assert os.listdir(tmp_path / "memory") == []
+    ring.delete()
+    assert os.listdir(tmp_path / "disk") == []
+
+
+def test_where_nothing_has_room_it_says_where_and_what_to_do(
+    tmp_path: Path, full: set[Path]
+) -> None:
+    full.add(tmp_path)
+    with pytest.raises(
+        OSError, match=r"neither.*spill.*free some space, or set MLE_RUN"
+    ) as failure:
+        make_in_full_memory(tmp_path)
+    assert failure.value.errno == errno.ENOSPC
+    assert failure.value.filename == str(tmp_path / "disk" / "ring")
+    assert os.listdir(tmp_path / "memory") == os.listdir(tmp_path / "disk") == []
+
+
+def test_other_errors_than_a_lack_of_room_are_told_as_they_are(tmp_path: Path) -> None:
+    def fall_back() -> str:
+        raise AssertionError("another folder would not help")
+
+    with pytest.raises(FileNotFoundError):
+        Ring(str(tmp_path / "no" / "ring"), str(tmp_path), PRODUCER, {}, fall_back=fall_back)
 
 
 def test_in_a_child_forgetting_keeps_the_parents_files_and_lock(ring: Ring) -> None:

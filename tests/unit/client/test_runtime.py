@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -121,6 +122,27 @@ class TestFolders:
         on_disk = runtime.ring_dir(root)
         assert on_disk == f"{no_choice}/.mle/rings/{digest}"
         assert mode(f"{no_choice}/.mle/rings") == 0o700
+
+    def test_where_shared_memory_is_full_rings_go_under_the_root(
+        self, no_choice: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = str(no_choice)
+        under_root = f"{no_choice}/.mle/rings/{layout.root_digest(root)}"
+        monkeypatch.setenv("MLE_RUNTIME_DIR", str(no_choice / "chosen"))
+        assert runtime.ring_dir(root, under_root=True) == under_root
+        assert under_root in runtime.ring_dirs(root)
+        monkeypatch.delenv("MLE_RUNTIME_DIR")
+        in_memory = runtime.ring_dir(root)
+        os.rmdir(in_memory)
+        real = os.mkdir
+
+        def mkdir(path: str, mode: int = 0o777) -> None:
+            if path == in_memory:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            real(path, mode)
+
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        assert runtime.ring_dir(root) == under_root
 
     def test_rings_are_found_wherever_their_process_put_them(
         self, no_choice: Path, monkeypatch: pytest.MonkeyPatch

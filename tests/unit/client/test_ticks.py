@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 import mmap
+import subprocess
+import sys
+from collections import Counter, OrderedDict, defaultdict
 from decimal import Decimal
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,10 +18,21 @@ import pytest
 
 from mle_client import messages as m
 from mle_client import ticks, wire
+from mle_client.discovery import python_environment
 
 
 class Color(enum.IntEnum):
     RED = 3
+
+
+class Name(str, enum.Enum):  # noqa: UP042  # what older code has
+    LOSS = "loss"
+
+
+class OddName(str):
+    """Equal to the same text, and yet another key."""
+
+    __hash__ = object.__hash__
 
 
 class FakeTensor:
@@ -48,6 +64,9 @@ class FakeTensor:
         (Decimal("0.5"), m.FLOAT, 0.5),
         ("text", m.TEXT, "text"),
         (np.str_("text"), m.TEXT, "text"),
+        (Name.LOSS, m.TEXT, "loss"),
+        (Decimal("Infinity"), m.FLOAT, math.inf),
+        (np.ma.array([1, 2], mask=False), m.Kind("<i8", (2,)), np.array([1, 2]).tobytes()),
         ([1, 2], m.Kind("<i8", (2,)), np.array([1, 2]).tobytes()),
         ((0.5,), m.Kind("<f8", (1,)), np.array([0.5]).tobytes()),
         (np.arange(2, dtype=">f4"), m.Kind("<f4", (2,)), np.arange(2, dtype="<f4").tobytes()),
@@ -71,6 +90,16 @@ def test_values_in_many_forms_are_taken(value: Any, kind: m.Kind, plain: Any) ->
         ({"x": 1j}, TypeError, "real and imaginary"),
         ({"x": 2**63}, ValueError, "64-bit"),
         ({"x": -(2**63) - 1}, ValueError, "64-bit"),
+        ({"x": 10**5000}, ValueError, "an integer of 16610 bits.* 64-bit"),
+        ({"x": Fraction(10**400)}, ValueError, "Fraction.* as a string"),
+        ({"x": Decimal("1e400")}, ValueError, "Decimal.* as a string"),
+        ({"x": Decimal("sNaN")}, ValueError, "Decimal.* as a string"),
+        ({"x": np.longdouble("1e4000")}, ValueError, "longdouble.* as a string"),
+        ({"x": np.ma.array([1, 2], mask=[0, 1])}, ValueError, "masked.* log it as float"),
+        ({"x": [np.ma.array([1, 2], mask=[0, 1])]}, ValueError, "masked.* log it as float"),
+        ({"x": np.ma.array([True], mask=True)}, ValueError, "masked.* log it as float"),
+        ({"x": [np.ma.array([1.0, 2.0], mask=True), [1.0]]}, ValueError, "one shape"),
+        ({"x": 1, OddName("x"): 2}, ValueError, "plain strings"),
         ({"x": [1, [2]]}, ValueError, "one shape"),
         ({"x": ["a"]}, TypeError, "arrays of numbers"),
         ({"x": np.array([object()])}, TypeError, "arrays of numbers"),
@@ -90,6 +119,49 @@ def test_what_cannot_be_stored_is_refused_with_advice(
 ) -> None:
     with pytest.raises(error, match=advice):
         ticks.describe({}, stats)
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (np.ma.masked, math.nan),
+        (np.ma.array([1.0, 2.0], mask=True).mean(), math.nan),
+        (np.ma.array(5.0, mask=True), math.nan),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), [1.0, math.nan]),
+        (np.ma.array([1.0, 2.0], np.float16, mask=[1, 0]), [math.nan, 2.0]),
+        ([1.0, np.ma.masked], [1.0, math.nan]),
+        ((np.ma.array([1.0, 2.0], mask=[1, 0]), [3.0, 4.0]), [[math.nan, 2.0], [3.0, 4.0]]),
+    ],
+)
+def test_what_is_masked_is_missing(value: Any, stored: Any) -> None:
+    described = ticks.describe({}, {"x": value})
+    (field,), (plain,) = described.stats, described.values
+    if field.kind.shape:
+        plain = np.frombuffer(plain, field.kind.code).reshape(field.kind.shape)
+    np.testing.assert_array_equal(plain, stored)
+
+
+def test_plain_arrays_do_not_load_numpys_masked_ones() -> None:
+    code = (
+        "import sys, numpy as np; from mle_client import ticks;"
+        "ticks.describe({}, {'x': np.ones(2), 'y': [1.0, np.float32(2)], 'z': [np.ones(2)]});"
+        "print('numpy.ma' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=python_environment(),
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("key", [np.str_("loss"), Name.LOSS, OddName("loss")], ids=type)
+def test_keys_of_other_text_types_become_plain_text(key: str) -> None:
+    described = ticks.describe({key: 1}, {key: 1.0})
+    assert [type(field.name) for field in (*described.clock, *described.stats)] == [str, str]
+    assert described.stats == (m.Field("loss", m.FLOAT),)
 
 
 def test_clocks_that_every_tick_has_anyway_are_passed_over() -> None:
@@ -185,6 +257,38 @@ def test_anything_unexpected_goes_the_general_way_and_writes_nothing(
     bench.writer.update(clock, stats, **rest)
     assert len(bench.missed) == 1
     assert bench.baton == [64]
+
+
+@pytest.mark.parametrize(
+    "stats",
+    [
+        Counter(a=1),
+        defaultdict(int, a=1),
+        OrderedDict(a=1, b=2),
+        MappingProxyType({"a": 1, "b": 2}),
+    ],
+)
+@pytest.mark.parametrize("as_clock", [False, True])
+def test_a_mapping_that_is_no_plain_dict_goes_the_general_way_untouched(
+    stats: Any, as_clock: bool
+) -> None:
+    plain: dict[str, Any] = {"a": 1, "b": 2}
+    bench = Bench(plain, {"loss": 1.0}) if as_clock else Bench({"step": 1}, plain)
+    held = dict(stats)
+    tick = (stats, {"loss": 1.0}) if as_clock else ({"step": 1}, stats)
+    bench.writer.update(*tick)
+    assert len(bench.missed) == 1
+    assert bench.baton == [64]
+    assert dict(stats) == held
+
+
+@pytest.mark.parametrize("name", [np.str_, OddName])
+def test_the_writer_takes_keys_of_other_text_types(name: type[str]) -> None:
+    clock, stats = {name("num_updates"): 1, name("step"): 7}, {name("loss"): 1.0}
+    bench = Bench(clock, stats)
+    bench.writer.update({"num_updates": 1, "step": 7}, {"loss": 1.0})
+    assert bench.written() == [[7, 1.0]]
+    assert not bench.missed
 
 
 def test_a_full_segment_goes_the_general_way() -> None:

@@ -22,14 +22,16 @@ NOTE = m.Schema(1, (), (m.Field("note", m.TEXT), m.Field("v", m.Kind("<f4", (2,)
 RUN = m.Run(
     run_id=m.RunId(b"r" * 16), directory="/exp", experiment_dir="exp/", seed_id="seed_1",
     eval_id="cfg", model_type="torch", start_time=1.5, config_name="cfg.yaml", config_file=b"a: 1",
-    config_text="{'a': 1}", config_json="", num_seeds=None, overwrite=False, forked=False,
-    pid=1, host="h",
+    config_text="{'a': 1}", config_json="", num_seeds=None, overwrite=False, forked=False, reload=False, policy={},
+    kept={}, tboard=False, wandb={},
+    process=m.Process(1, "h", "7", "boot"),
 )  # fmt: skip
 MESSAGES = [
     m.Hello(1, 5, "host"), m.Data(ID, 7, b"payload"), m.Save(ID), m.Flush(1, ID, 9),
-    m.Publish(2, "/exp"), m.AskStatus(3), m.Stop(4), m.Welcome(1, "id", "/exp", 4096),
+    m.Publish(2, "/exp"), m.AskStatus(3), m.Stop(4), m.Welcome(1, "id", "/exp", 4096, "ipc://art"),
     m.Ack(ID, 1, 2, 3), m.Expect(ID, 4), m.Refused(m.NO_PRODUCER, "why"), m.Notice(ID, "what"),
     m.Done(1, ""), m.Status(1, {"pid": 1}), m.Leaving(), m.Renamed(ID, "seed_1_dup2"),
+    m.Stored(ID, 1, ""),
 ]  # fmt: skip
 
 

@@ -81,6 +81,9 @@ class TestUsage:
             "start --root r --fore",
             "stop --root r --timeout -1",
             "status --root r --foreground",
+            "start --root=",
+            "status --root=",
+            "stop --root=",
         ],
     )
     def test_what_makes_no_sense_exits_with_2_and_a_message(
@@ -92,6 +95,21 @@ class TestUsage:
         out, err = capsys.readouterr()
         assert out == ""
         assert "mle-daemon" in err
+
+    def test_an_empty_root_is_explained(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["start", "--root", ""])
+        assert "--root: it is empty: give a folder" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("below", ["", "/exp"])
+    def test_a_root_that_cannot_be_made_is_explained(
+        self, root: Path, capsys: pytest.CaptureFixture[str], below: str
+    ) -> None:
+        (root / "file").touch()
+        assert cli.main(["start", "--root", f"{root}/file{below}"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"mle-daemon: --root {root}/file{below} is no folder, and none can")
+        assert "give a folder of yours" in error
 
     def test_a_refused_address_is_explained(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):

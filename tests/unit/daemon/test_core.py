@@ -123,10 +123,10 @@ def beginning(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        (beginning(directory="/elsewhere/exp"), "outside of /root"),
-        (beginning(directory="/rootless/exp"), "outside of /root"),
-        (beginning(directory=f"{ROOT}/../etc"), "outside of /root"),
-        (beginning(directory=f"{ROOT}/a\0b"), "outside of /root"),
+        (beginning(directory="/elsewhere/exp"), "outside of /exps"),
+        (beginning(directory="/expsless/exp"), "outside of /exps"),
+        (beginning(directory=f"{ROOT}/../etc"), "outside of /exps"),
+        (beginning(directory=f"{ROOT}/a\0b"), "outside of /exps"),
         (beginning(seed_id="a/b"), "seed_id"),
         (beginning(seed_id=".."), "seed_id"),
         (beginning(seed_id=""), "seed_id"),
@@ -647,6 +647,7 @@ def test_the_report_of_a_run(rig: Rig) -> None:
         "seed_id": "seed_1",
         "state": "running",
         "ticks": {"received": 3, "journaled": 3, "published": 2, "lost": 4},
+        "artifacts_waiting": 0,
         "lag_s": 1.5,
         "bytes_waiting": trainer.head - seen,
         "last_error": "",

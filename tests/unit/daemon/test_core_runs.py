@@ -378,15 +378,11 @@ def test_a_finished_stream_whose_ring_was_never_seen_stays_known(rig: Rig) -> No
     assert rig.core.position(trainer.id) == trainer.head
 
 
-def test_of_such_streams_and_of_finished_runs_only_so_many_are_kept() -> None:
+def test_of_finished_runs_only_so_many_are_listed() -> None:
     rig = Rig(recent_runs=3)
-    core = rig.core
-    trainers = [ended(rig, f"run{i}") for i in range(5)]
-    assert [line["seed_id"] for line in core.reports(rig.now)] == ["run2", "run3", "run4"]
-    for i in range(10_000):
-        core._put_away(m.ProducerId(i.to_bytes(16, "big")), 1, 1)
-    assert [core.position(trainer.id) for trainer in trainers] == [0] * 5
-    assert len(core._ended) == 10_000
+    for i in range(5):
+        ended(rig, f"run{i}")
+    assert [line["seed_id"] for line in rig.core.reports(rig.now)] == ["run2", "run3", "run4"]
 
 
 def test_connections_are_forgotten_with_what_they_were_for(rig: Rig) -> None:

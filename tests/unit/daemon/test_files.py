@@ -134,3 +134,32 @@ def test_only_what_is_inside_once_links_are_followed_is_inside(tmp_path: Path) -
     assert not files.is_inside(str(root / "link" / "x"), str(root))
     assert not files.is_inside(str(root / ".." / "x"), str(root))
     assert not files.is_inside(str(root) + "x", str(root))
+
+
+def test_every_folder_that_gets_a_new_one_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(
+        files, "_sync_folder", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+    )
+    files.make_folders(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+    files.make_folders(str(tmp_path / "a" / "b"))
+    assert len(synced) == 2
+
+
+def test_no_folder_is_made_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    for folder in ("a", "a/b"):
+        with pytest.raises(NotADirectoryError):
+            files.make_folders(str(tmp_path / folder))
+
+
+def test_a_new_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "new").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic links"), files.new_file(str(tmp_path / "new")):
+        pass
+    assert (tmp_path / "mine").read_bytes() == b"mine"

@@ -82,6 +82,14 @@ class TestEnsureRunning:
         assert failure.value.why == "the journal is damaged"
         assert failure.value.exit_code == 6
 
+    def test_words_that_find_no_room_in_the_file_come_through_the_pipe(
+        self, root: Path, program: Any
+    ) -> None:
+        program("import os, sys; os.write(int(sys.argv[4]), b'mle-daemon: disk full'); sys.exit(1)")
+        with pytest.raises(DaemonStartFailed) as failure:
+            self.start(root)
+        assert failure.value.why == "mle-daemon: disk full"
+
     def test_words_of_an_earlier_start_are_not_told_again(self, root: Path, program: Any) -> None:
         for words in ("first", "second"):
             program(f"import sys; sys.exit({words!r})")
@@ -256,6 +264,41 @@ class TestRunHere:
             self.be(root, monkeypatch, run, ready_fd=write_end)
             assert pipe.read() == endpoint(root).to_json() + "\n"  # and it is closed
         assert manager() == []
+
+    @pytest.mark.parametrize("error", [OSError("no room,\nbuy a disk"), RootLocked("/r", "pid 7")])
+    def test_why_it_ends_is_told_to_who_waits(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        """In one line without an end, for its end would say that clients may come."""
+        read_end, write_end = os.pipe()
+
+        def run(*_: object) -> int:
+            raise error
+
+        with open(read_end, encoding="utf-8") as pipe:
+            with pytest.raises(type(error)):
+                self.be(root, monkeypatch, run, ready_fd=write_end)
+            assert pipe.read() == "mle-daemon: " + str(error).replace("\n", " ")
+
+    def test_an_end_after_it_was_ready_is_told_to_nobody(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The pipe's descriptor may be something else by then."""
+        read_end, write_end = os.pipe()
+        reused: list[Any] = []
+
+        def run(config: DaemonConfig, on_ready: Any, detached: bool) -> int:
+            on_ready(endpoint(root))
+            reused.append((root / "journal").open("wb"))
+            assert reused[0].fileno() == write_end
+            raise OSError("disk full")
+
+        with open(read_end, encoding="utf-8") as pipe:
+            with pytest.raises(OSError, match="disk full"):
+                self.be(root, monkeypatch, run, ready_fd=write_end)
+            assert pipe.read() == endpoint(root).to_json() + "\n"
+        reused[0].close()
+        assert (root / "journal").read_bytes() == b""
 
     def test_it_stays_when_nobody_waits_any_more(
         self, root: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mle_daemon.config import DaemonConfig
 from mle_daemon.schedule import Due, publish_at
 
-CONFIG = DaemonConfig("/root")
+CONFIG = DaemonConfig("/exps")
 # A large file with a small tail, nobody waiting.  It was published at 100, ticks came at 110.
 QUIET = Due(
     tail_bytes=1_000, file_bytes=1_000_000, dirty_since=110.0, published_at=100.0,

@@ -19,8 +19,8 @@ from tests.unit.client.test_wire import NOTE, RUN
 ONE, OTHER = m.ProducerId(b"1" * 16), m.ProducerId(b"2" * 16)
 SAVED = state.Saved(
     (
-        state.SavedRun(RUN, "seed_1_dup2", "/exp/logs/log_seed_1_dup2.hdf5", 3),
-        state.SavedRun(make_run(num_seeds=4, config_name="größe.yaml"), "s", "/root/x", 0),
+        state.SavedRun(RUN, "seed_1_dup2", "/exp/logs/log_seed_1_dup2.hdf5", 3, {"kept": {}}),
+        state.SavedRun(make_run(num_seeds=4, config_name="größe.yaml"), "s", "/exps/x", 0, {}),
     ),
     (
         state.SavedStream(ONE, 2**40, 7, {0: STEP, 1: NOTE}, RUN.run_id, True, True, True),

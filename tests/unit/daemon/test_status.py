@@ -16,14 +16,14 @@ from tests.daemon_rig import ANNA, Rig, Trainer, make_run
 
 def reported(runs: list[Report]) -> dict[str, Any]:
     return status.report(
-        pid=1, endpoint="ipc:///x", root="/root", uptime_s=1.23456, version="0.1",
+        pid=1, endpoint="ipc:///x", root="/exps", uptime_s=1.23456, version="0.1",
         degraded="disk full", runs=runs,
     )  # fmt: skip
 
 
 def test_its_parts() -> None:
     assert reported([]) == {
-        "pid": 1, "endpoint": "ipc:///x", "root": "/root", "uptime_s": 1.235, "version": "0.1",
+        "pid": 1, "endpoint": "ipc:///x", "root": "/exps", "uptime_s": 1.235, "version": "0.1",
         "degraded": "disk full", "runs": [],
     }  # fmt: skip
 

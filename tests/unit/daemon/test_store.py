@@ -48,9 +48,13 @@ def a_run(root: Path | str, **changes: Any) -> m.Run:
         config_json="",
         num_seeds=None,
         overwrite=False,
+        reload=False,
+        policy={},
+        kept={},
+        tboard=False,
+        wandb={},
         forked=False,
-        pid=1,
-        host="here",
+        process=m.Process(1, "here", "7", "boot"),
     )
     return replace(run, **changes)
 
@@ -507,6 +511,47 @@ def test_a_full_disk_is_noticed_outside_of_hdf5(
     assert log.staged() == []
     log.publish(some_blocks(2, 3))
     assert list(read(log.path)["time", "step"].values()) == [0, 1, 2, 3, 4]
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("step", ["publish", "seal"])
+def test_a_log_that_another_daemon_put_there_meanwhile_is_not_overwritten(
+    log: Log, root: Path, monkeypatch: pytest.MonkeyPatch, image_bytes: int, step: str
+) -> None:
+    log.publish(some_blocks(3))
+    theirs = Log(root, run_id=m.RunId(bytes(16)), seed_id="seed_2")
+    theirs.open()
+    theirs.publish(some_blocks(5))
+    content, state = Path(theirs.path).read_bytes(), log.state
+    monkeypatch.setattr(store, "IMAGE_BYTES", image_bytes)
+    module, name = {"publish": (h5edit, "mark"), "seal": (h5edit, "differences")}[step]
+    real = getattr(module, name)
+
+    def replaced(*arguments: Any) -> Any:
+        """The last thing that is done before the file gets its name."""
+        os.replace(theirs.path, log.path)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, replaced)
+    with pytest.raises(LogDamaged, match="something else changed it"):
+        log.publish(some_blocks(2, 3)) if step == "publish" else log.seal()
+    assert Path(log.path).read_bytes() == content
+    assert log.staged() == []
+    assert log.state == state
+
+
+@pytest.mark.parametrize("step", ["publish", "seal"])
+def test_a_log_that_was_removed_meanwhile_is_gone(
+    log: Log, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    log.publish(some_blocks(3))
+    module, name = {"publish": (h5edit, "mark"), "seal": (h5edit, "differences")}[step]
+    real = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a: os.unlink(log.path) or real(*a))
+    with pytest.raises(LogNotFound, match="gone"):
+        log.publish(some_blocks(2, 3)) if step == "publish" else log.seal()
+    assert not os.path.exists(log.path)
+    assert log.staged() == []
 
 
 def test_a_reader_keeps_the_file_it_has_opened(log: Log) -> None:

@@ -1,0 +1,109 @@
+"""What a run begins with that continues another: `MLELogger(reload=True)`.
+
+Reads a log of ours or of mle-logging 0.0.6, once the daemon has brought it up to date.  It changes
+nothing; the daemon takes the log over with the run's first publication.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mle_client import control, layout
+from mle_client.errors import LogNotFound
+from mle_client.kept import Kept, kept_from_json, kept_from_meta
+from mle_client.retention import Policy
+
+# A daemon may have to be started, to replay a journal and to notice that a trainer is gone.
+_PUBLISH_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a run goes on.
+
+    Args:
+        rows: ticks so far.
+        elapsed: the last value of the clock time_elapsed, in seconds.
+        kept: what was stored beside the log.
+        clocks, stats: names so far, in order.
+    """
+
+    rows: int = 0
+    elapsed: float = 0.0
+    kept: Kept = Kept()
+    clocks: tuple[str, ...] = ()
+    stats: tuple[str, ...] = ()
+
+
+def resume(experiment_dir: str, seed_id: str, policy: Policy) -> Resumed | None:
+    """Read what a run continues.
+
+    Args:
+        experiment_dir: with the folder logs/ in it.
+        policy: which checkpoints the run keeps.
+
+    Returns:
+        None where the folder is there and nothing was logged under this seed.
+
+    Raises:
+        LogNotFound: there is no such folder, or only other seeds' results are in it.
+        LogDamaged: the log cannot be read.
+    """
+    if not os.path.isdir(experiment_dir):
+        raise LogNotFound(
+            experiment_dir, "reload=True continues what lies there, but there is no such folder"
+        )
+    control.publish_before_reading(experiment_dir, _PUBLISH_TIMEOUT_S)
+    from mle_client.reader import (
+        read_kept,
+        read_names,
+        read_runs,
+    )  # loads HDF5, which logging does not need
+
+    path = layout.log_path(experiment_dir, seed_id)
+    try:
+        run = read_runs(path, only=())[None, seed_id]
+    except LogNotFound:
+        return None
+    except KeyError:
+        raise LogNotFound(path, f"reload=True: the file holds no run named {seed_id!r}") from None
+    stored = read_kept(path, seed_id)
+    if stored:
+        kept = kept_from_json(stored)
+    else:
+        kept = kept_from_meta(run.meta, policy, experiment_dir)
+    elapsed = run.time.get("time_elapsed", [])
+    return Resumed(
+        rows=max((len(column) for column in run.time.values()), default=0),
+        elapsed=float(elapsed[-1]) if len(elapsed) else 0.0,
+        kept=_with_files(kept, experiment_dir, seed_id),
+        clocks=tuple(name for name in run.time if name not in layout.OWN_CLOCKS),
+        stats=tuple(read_names(path, seed_id)),
+    )
+
+
+def _with_files(kept: Kept, experiment_dir: str, seed_id: str) -> Kept:
+    """What was kept, and the figures and objects of this seed that only the folder tells of."""
+    found: dict[str, list[str]] = {"figures": [], "extra": []}
+    for folder, names in found.items():
+        try:
+            entries = os.listdir(os.path.join(experiment_dir, folder))
+        except OSError:
+            continue
+        names += [
+            f"{folder}/{name}"
+            for name in entries
+            if layout.file_number(f"{folder}/{name}", seed_id) is not None
+        ]
+    return replace(
+        kept,
+        figures=_joined(kept.figures, found["figures"], seed_id),
+        extras=_joined(kept.extras, found["extra"], seed_id),
+    )
+
+
+def _joined(known: tuple[str, ...], found: list[str], seed_id: str) -> tuple[str, ...]:
+    new = [name for name in found if name not in known]
+    return (*known, *sorted(new, key=lambda name: layout.file_number(name, seed_id) or 0))

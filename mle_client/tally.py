@@ -1,0 +1,63 @@
+"""How many ticks a stream holds, and the latest: what a checkpoint is saved with.
+
+Pure.  `update` keeps nothing but bytes in a ring, so both are read out of these: once for each
+segment that is full, and of the present one when somebody asks.  Only loggers that need it pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mle_client import messages as m
+from mle_client import wire
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """Where a stream is.
+
+    Args:
+        ticks: how many it holds.
+        seconds: since the epoch, of the latest.
+        clock, stats: its values as they were encoded; {} before the first.
+    """
+
+    ticks: int = 0
+    seconds: float = 0.0
+    clock: Mapping[str, Any] = field(default_factory=dict)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts the ticks of one stream."""
+
+    _before: Latest = field(default_factory=Latest)
+
+    def add(self, records: bytes | memoryview, schemas: Mapping[int, m.Schema]) -> None:
+        """Take in a segment that is full."""
+        self._before = self.latest(records, schemas)
+
+    def latest(self, records: bytes | memoryview, schemas: Mapping[int, m.Schema]) -> Latest:
+        """Where the stream is.  Args: records: those behind what was taken in."""
+        found = wire.StreamDecoder(schemas).decode(records)
+        blocks = [record for record in found if isinstance(record, wire.Block)]
+        if not blocks:
+            return self._before
+        last = blocks[-1]
+        clocks = len(last.schema.clock)
+        values = [_item(last.column(i)[-1]) for i in range(len(last.schema.fields))]
+        names = [field.name for field in last.schema.fields]
+        return Latest(
+            ticks=self._before.ticks + sum(map(len, blocks)),
+            seconds=float(last.times[-1]),
+            clock=dict(zip(names[:clocks], values[:clocks], strict=True)),
+            stats=dict(zip(names[clocks:], values[clocks:], strict=True)),
+        )
+
+
+def _item(value: Any) -> Any:
+    """A numpy scalar as Python's own."""
+    return value.item() if getattr(value, "shape", None) == () else value
