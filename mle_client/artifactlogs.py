@@ -12,6 +12,7 @@ from typing import Any
 
 from mle_client import layout
 from mle_client.kept import meta_lists
+from mle_client.retention import Portfolio
 from mle_client.saving import Saver
 
 
@@ -39,6 +40,11 @@ class ModelLog:
         self.save_top_k_ckpt = policy.top_k
         self.top_k_metric_name = policy.top_k_metric
         self.top_k_minimize_metric = policy.minimize if policy.top_k else None
+
+    @property
+    def portfolio(self) -> Portfolio:
+        """All checkpoints that are kept."""
+        return self._saver.kept.portfolio
 
     @property
     def seed_id(self) -> str:

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mle_client import (
     arguments,
@@ -43,9 +43,13 @@ from mle_client.statslog import StatsLog
 from mle_client.tally import Tally
 from mle_client.transport import Channel, transport_for
 
+if TYPE_CHECKING:
+    from mle_client.shown import Shown
+
 _LOG = logging.getLogger("mle_client")
 
 _KEPT_ERRORS: Final = 100
+_CONSOLE_TIMEOUT_S: Final = 1.0  # for what waits to be printed, when a run ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,10 @@ class MLELogger:
         )
         self.figure_log = FigureLog(self._saver, self.experiment_dir)
         self.extra_log = ExtraLog(self._saver, self.experiment_dir)
+        self._shown: Shown | None = None
+        if verbose:
+            names = {"time_to_track": [*time_to_track], "what_to_track": [*what_to_track]}
+            self._shown = self._show(names, reload, resumed.rows)
         self._transport = transport_for(self._target)
         self.update: Callable[..., None] = self._first_update
         self._open()
@@ -296,6 +304,8 @@ class MLELogger:
         left = max(0.0, deadline - time.monotonic())
         flushed = self._transport.flush(channel, self._end, left)
         unstored = self._saver.close() + self._transport.remove(channel)
+        if self._shown is not None:
+            self._shown.close(_CONSOLE_TIMEOUT_S)
         ring = channel.producer.ring
         waiting = self._unacknowledged(channel)
         report = Report(channel.session.ticks, len(waiting), channel.producer.lost, unstored)
@@ -318,6 +328,34 @@ class MLELogger:
             "an MLELogger cannot be pickled: make one in each process, with its own seed_id, or "
             "let a forked child use the one it inherits"
         )
+
+    def _show(self, names: dict[str, list[str]], reload: bool, rows_before: int) -> Shown:
+        """Begin to show this run in the terminal."""
+        from mle_client.console import Console  # loads rich
+
+        console = Console(
+            start_time=self._run.start_time,
+            **names,
+            time_to_print=self.time_to_print,
+            what_to_print=self.what_to_print,
+            print_every_k_updates=self.print_every_k_updates,
+            on_problem=lambda problem: self._failed(MLEError(problem)),
+        )
+        if reload:
+            console.reloaded(self.experiment_dir)
+        else:
+            console.started(
+                experiment_dir=self.experiment_dir,
+                config_fname=self.config_fname,
+                seed_id=self.seed_id,
+                model_type=self.model_type,
+                save_every_k_ckpt=self.model_log.save_every_k_ckpt,
+                save_top_k_ckpt=self.model_log.save_top_k_ckpt,
+                **names,
+            )
+        from mle_client.shown import Shown
+
+        return Shown(console, (self.model_log, self.figure_log, self.extra_log), rows_before)
 
     def _resume(self, policy: Policy) -> Resumed:
         """What the run continues; loggers of this process that write it are closed."""
@@ -498,7 +536,7 @@ class MLELogger:
 
     def _take_over(self, update: Callable[..., None]) -> None:
         if self._raise_next is None:
-            self.update = update
+            self.update = update if self._shown is None else self._shown.wrap(update)
 
     def _failed(self, error: MLEError) -> None:
         """Something went wrong in the background.  Called from any thread."""
@@ -521,7 +559,7 @@ class MLELogger:
     def _raise(self, *args: Any, **kwargs: Any) -> None:
         error, self._raise_next = self._raise_next, None
         if self._channel is not None:
-            self.update = self._channel.producer.update
+            self._take_over(self._channel.producer.update)
         if error is not None:
             raise error
 
@@ -542,6 +580,8 @@ class MLELogger:
         """In a forked child: the stream is the parent's; a first update begins one of our own."""
         self._closing = threading.Lock()
         self._saver.forked()
+        if self._shown is not None:
+            self._shown.forget()
         channel, self._channel = self._channel, None
         if channel is None or self._report is not None:
             return

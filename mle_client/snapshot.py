@@ -42,7 +42,7 @@ INLINE_BYTES: Final = 2**20
 
 # Gives the bytes between two offsets of a file.
 Content: TypeAlias = Callable[[int, int], memoryview]
-_NO_VIEW: Final = memoryview(b"")
+_NO_VIEW: Final = memoryview(bytearray())
 
 
 class _Artifact:

@@ -85,7 +85,7 @@ def decode_header(packed: bytes) -> Header:
         ValueError: they are none that `encode` would have written.
     """
     try:
-        plain = msgpack.unpackb(packed, use_list=False, max_buffer_size=MAX_HEADER_BYTES)
+        plain = msgpack.unpackb(packed, use_list=False)
     except Exception as error:  # msgpack raises ValueErrors, and others of its own
         raise ValueError(f"no msgpack: {error}") from error
     if not isinstance(plain, dict) or set(plain) != set(Header.__slots__):

@@ -11,7 +11,9 @@ killed in between leaves them out there.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from mle_client import messages as m
@@ -38,6 +40,7 @@ class Mirrors:
         self._events = EventFiles(root)
         self._on_problem = on_problem
         self._wandb: dict[m.RunId, WandbMirror] = {}
+        self._ending: list[threading.Thread] = []
 
     def write_events(self, job: PublishRun) -> int:
         """Write what a publication adds to TensorBoard's files.
@@ -90,12 +93,18 @@ class Mirrors:
             mirror.image(image.row, os.path.join(run.directory, image.name))
 
     def finish(self, run_id: m.RunId, crashed: bool) -> None:
-        """A run is over: nothing more is mirrored."""
+        """A run is over: nothing more is mirrored.  What waits is, in a thread of its own."""
         mirror = self._wandb.pop(run_id, None)
-        if mirror is not None:
-            mirror.finish(FINISH_TIMEOUT_S, crashed=crashed)
+        if mirror is None:
+            return
+        end = partial(mirror.finish, FINISH_TIMEOUT_S, crashed=crashed)
+        thread = threading.Thread(target=end, name="mle-mirror-end")
+        thread.start()
+        self._ending = [*(each for each in self._ending if each.is_alive()), thread]
 
     def stop(self) -> None:
-        """End the mirrors of runs that go on; the next daemon resumes them."""
+        """End the mirrors of runs that go on, which the next daemon resumes, and wait for all."""
         for run_id in list(self._wandb):
             self.finish(run_id, crashed=False)
+        for thread in self._ending:
+            thread.join()

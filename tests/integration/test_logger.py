@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -83,8 +84,14 @@ def test_a_config_dict_is_stored_and_comes_back(served: Path) -> None:
         ({"seed_id": 1.5}, TypeError, "number or a string"),
         ({"model_type": "nonsense"}, ValueError, "torch"),
         ({"time_to_track": "num_steps"}, TypeError, "list of strings"),
+        ({"time_to_track": None}, TypeError, "list of strings"),
+        ({"what_to_track": None}, TypeError, "list of strings"),
+        ({"num_seeds": 4.0}, TypeError, "whole number"),
+        ({"num_seeds": True}, TypeError, "whole number"),
+        ({"num_seeds": 2**70}, ValueError, "whole number"),
         ({"config_dict": [1]}, TypeError, "dict"),
         ({"daemon": "nonsense://x"}, ValueError, "address"),
+        ({"daemon": "tcp://127.0.0.1:x"}, ValueError, "address"),
         ({"use_tboard": True}, NotSupported, "leave it out"),
         ({"reload": True}, NotSupported, "leave it out"),
     ],
@@ -122,6 +129,52 @@ def test_numpy_integers_are_seeds(served: Path) -> None:
     with MLELogger(str(served / "run"), seed_id=np.int64(7)) as log:
         log.update({}, {"x": 1})
     assert (served / "run/logs/log_seed_7.hdf5").exists()
+
+
+def test_a_number_of_seeds_may_be_numpys(served: Path) -> None:
+    with MLELogger(str(served / "run"), num_seeds=np.int64(4)) as log:
+        log.update({}, {"x": 1})
+        assert log.flush()
+    assert log.errors() == []
+
+
+def test_a_call_with_too_little_names_update(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        for _ in range(3):
+            with pytest.raises(TypeError, match=r"^update\(\) missing 1 required .*'stats_tick'"):
+                log.update({"a": 1})
+            log.update({"a": 1}, {"x": 1})
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                log.update({"a": 1})
+            except TypeError as error:
+                os.write(write, str(error).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(write)
+        with open(read, "rb") as said:
+            assert said.read().startswith(b"update() missing")
+
+
+def test_where_shared_memory_is_full_ticks_are_buffered_under_the_root(
+    served: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(str(runtime_dir)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        log = MLELogger(str(served / "run"))
+    assert list((served / ".mle" / "rings").rglob("owner"))
+    log.update({}, {"x": 1})
+    assert log.close().delivered == 1
+    assert h5_column(served / "run/logs/log_no_seed_provided.hdf5", "stats/x").tolist() == [1]
 
 
 def test_dotted_config_names_keep_directories_apart(served: Path) -> None:
