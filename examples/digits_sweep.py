@@ -234,7 +234,8 @@ def check_files(config: Path) -> list[str]:
             raise ValueError(f"{folder}/{name} has {len(meta.top_k_ckpt_list)} best models")
         try:
             for path in models:
-                load_model(path, "sklearn").coefs_
+                if not hasattr(load_model(path, "sklearn"), "coefs_"):
+                    raise ValueError(f"{path} holds no trained network")
             with open(meta.extra_storage_paths, "rb") as file:
                 pickle.load(file)
             with open(meta.fig_storage_paths, "rb") as file:

@@ -1,6 +1,6 @@
 """The logger that a training script imports, and what reads its files back.
 
-    from mle_client import MLELogger, load_log, load_meta_log, load_config
+    from mle_client import MLELogger, load_log, load_meta_log, load_config, load_model
 
 The names are loaded when they are first used: logging does not load what only reading needs.
 """
@@ -17,19 +17,41 @@ if TYPE_CHECKING:
     from mle_client.logger import MLELogger as MLELogger
     from mle_client.logger import Report as Report
     from mle_client.metalog import MetaLog as MetaLog
+    from mle_client.models import load_model as load_model
+    from mle_client.rules import EveryK as EveryK
+    from mle_client.rules import KeepPeriod as KeepPeriod
+    from mle_client.rules import LatestN as LatestN
+    from mle_client.rules import TopK as TopK
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "EveryK": "rules",
+    "KeepPeriod": "rules",
+    "LatestN": "rules",
     "MLELogger": "logger",
     "MetaLog": "metalog",
     "Report": "logger",
+    "TopK": "rules",
     "load_config": "configs",
     "load_log": "load",
     "load_meta_log": "load",
+    "load_model": "models",
 }
 
-__all__ = ["MLELogger", "MetaLog", "Report", "load_config", "load_log", "load_meta_log"]
+__all__ = [
+    "EveryK",
+    "KeepPeriod",
+    "LatestN",
+    "MLELogger",
+    "MetaLog",
+    "Report",
+    "TopK",
+    "load_config",
+    "load_log",
+    "load_meta_log",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:
