@@ -229,11 +229,12 @@ def check_files(config: Path) -> list[str]:
     log = load_log(folder)
     for name in (f"seed_{seed}" for seed in SEEDS):
         meta = log[name].meta
-        models = [meta.model_ckpt, *meta.top_k_ckpt_list, *meta.every_k_ckpt_list]
-        if len(meta.top_k_ckpt_list) != TOP_K:
-            raise ValueError(f"{folder}/{name} has {len(meta.top_k_ckpt_list)} best models")
+        # A list of one is loaded as its item, as mle-logging does.
+        best, regular = np.atleast_1d(meta.top_k_ckpt_list), np.atleast_1d(meta.every_k_ckpt_list)
+        if len(best) != TOP_K:
+            raise ValueError(f"{folder}/{name} has {len(best)} best models, not {TOP_K}")
         try:
-            for path in models:
+            for path in map(str, (meta.model_ckpt, *best, *regular)):
                 if not hasattr(load_model(path, "sklearn"), "coefs_"):
                     raise ValueError(f"{path} holds no trained network")
             with open(meta.extra_storage_paths, "rb") as file:

@@ -63,20 +63,9 @@ class Kept:
         """What is kept when the initial checkpoint was saved."""
         return replace(self, portfolio=replace(self.portfolio, init_saved=True))
 
-    def without_model(self, number: int) -> Kept:
-        """What is kept when a checkpoint turns out to be lost.
-
-        Its slot among the top k stays taken: the file there is still that of the checkpoint before.
-        """
-        portfolio = self.portfolio
-        return replace(
-            self,
-            portfolio=replace(
-                portfolio,
-                every_k=tuple(s for s in portfolio.every_k if s.number != number),
-                retained=tuple(s for s in portfolio.retained if s.number != number),
-            ),
-        )
+    def without_init(self) -> Kept:
+        """What is kept when the initial checkpoint turns out to be lost."""
+        return replace(self, portfolio=replace(self.portfolio, init_saved=False))
 
     def with_file(self, kind: str, name: str) -> Kept:
         """What is kept when a figure or object was saved under a name, perhaps again."""
@@ -184,7 +173,10 @@ def meta_lists(
         lists["top_k_ckpt_list"] = full(
             layout.top_k_path(seed_id, slot, extension) for slot in slots
         )
-        lists["top_k_performance"] = tuple(s.metrics[metric] for s in portfolio.top_k)
+        # A continued run may have gone by another metric before.
+        lists["top_k_performance"] = tuple(
+            saved.metrics.get(metric, float("nan")) for saved in portfolio.top_k
+        )
     if kept.figures:
         lists["fig_storage_paths"] = full(kept.figures)
     if kept.extras:

@@ -15,7 +15,6 @@ import errno
 import itertools
 import mmap
 import os
-import re
 import shutil
 import threading
 import time
@@ -40,7 +39,7 @@ SPILL_FREE_BYTES: Final = 2**30
 IDLE_S: Final = 600.0
 _PAGE_BYTES: Final = 4096  # of every Linux on x86-64; smaller than others' is only slower
 
-SEGMENT_NAME: Final = re.compile(r"[0-9]{8}\.seg")
+_NO_VIEW: Final = memoryview(bytearray())
 
 
 class SnapshotFull(OSError):
@@ -55,7 +54,7 @@ class Segment:
         path: of the file.
         size: of the file in bytes.
         spilled: it lies on disk.
-        view: the mapped file, to write to.
+        view: the mapped file, to write to; empty once it is unmapped.
         free_since: monotonic time at which it was recycled.
     """
 
@@ -63,20 +62,17 @@ class Segment:
     size: int
     spilled: bool
     view: memoryview
-    _buffer: mmap.mmap
-    _mapped: bool = True
     free_since: float = 0.0
 
     def content(self, start: int, end: int) -> memoryview:
         """The bytes between two offsets."""
-        return self.view[start:end] if self._mapped else read_range(self.path, start, end)
+        view = self.view  # another thread may unmap it
+        return view[start:end] if view else read_range(self.path, start, end)
 
     def unmap(self) -> None:
         """Let go of the mapping and its file descriptor; nothing is written to it any more."""
-        self._mapped = False
-        with contextlib.suppress(BufferError):  # a part is being sent; it goes when that is done
-            self.view.release()
-            self._buffer.close()
+        # The mapping goes when nobody has a part of it: one may be on its way to a socket.
+        self.view = _NO_VIEW
 
     def unlink(self) -> None:
         """Remove the file."""
@@ -121,7 +117,7 @@ def _create(path: str, size: int, spilled: bool) -> Segment:
         except BaseException:
             os.unlink(path)
             raise
-    return Segment(path, size, spilled, memoryview(buffer), buffer)
+    return Segment(path, size, spilled, memoryview(buffer))
 
 
 class SegmentPool:

@@ -168,9 +168,14 @@ class SnapshotWriter:
             self._at = end
         else:
             source = memoryview(data)
-            for target in self.reserve(size):
-                target[:] = source[: len(target)]
-                source = source[len(target) :]
+            while source:
+                if self._at == self._limit:
+                    self._next_segment()
+                part = source[: self._limit - self._at]
+                end = self._at + len(part)
+                self._view[self._at : end] = part
+                self._at = end
+                source = source[len(part) :]
         return size
 
     def write_all(self, buffers: Iterable[bytes | memoryview]) -> None:

@@ -27,7 +27,8 @@ from mle_client.zip_layout import Layout, lay_out
 
 # What torch's own writer aligns storages to; the file says so.
 _ALIGNMENT_BYTES: Final = 64
-_DEVICES: Final = frozenset(("cpu", "cuda"))  # from which storages are copied here
+_CPU: Final = "cpu"
+_DEVICES: Final = frozenset((_CPU, "cuda"))  # whose storages are copied here
 _PICKLE_PROTOCOL: Final = 2  # the one that `weights_only=True` reads
 # A process saves a model or two, over and over.  A layout has some 500 bytes a tensor.
 _LAYOUTS: Final = 8
@@ -47,8 +48,6 @@ def write_state_dict(state_dict: Mapping[str, Any], out: SnapshotWriter) -> None
         ValueError: a parameter has no values yet.
         Exception: torch cannot save it; what `torch.save` raises then.
     """
-    import torch
-
     structure, storages = _structure(state_dict)
     layout = _layouts.get(structure) if structure else None
     if layout is None:
@@ -62,15 +61,14 @@ def write_state_dict(state_dict: Mapping[str, Any], out: SnapshotWriter) -> None
         if structure and _ids(storages) == _ids(pickled):
             _remember(structure, layout)
         storages = pickled
-    cpu = torch.device("cpu")
-    if all(storage.device == cpu for storage in storages):
+    if all(device.type == _CPU for device in {storage.device for storage in storages}):
         # Looked up before the first copy: after it, nothing is in the caches.
         memories = [_memory(storage) for storage in storages]
         out.write_all(chain.from_iterable(zip(layout.pieces, memories, strict=True)))
     else:
         for piece, storage in zip(layout.pieces, storages, strict=True):
             out.write(piece)
-            if storage.device == cpu:
+            if storage.device.type == _CPU:
                 out.write(_memory(storage))
             else:
                 _copy_from_device(storage, out)

@@ -5,6 +5,10 @@ when both are here, it is to be stored.  Checkpoints of a run are stored in the 
 were saved, so that what has a name is at any moment what it would have been had nothing failed.
 Until an artifact is stored it is *pending*, across restarts too: the state record has it.
 
+A checkpoint of which newer ones have taken every place may be *dropped*: it is never stored, and
+what it was to evict goes with the next one that is.  One that is *lost* counts as never saved: what
+those behind it take the place of is decided anew.
+
 Names are made when an artifact is stored, not when it is announced: the run's seed may have got
 another name meanwhile.
 """
@@ -12,10 +16,10 @@ another name meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
-from mle_client import layout, retention
+from mle_client import layout
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_client.kept import (
@@ -24,7 +28,17 @@ from mle_client.kept import (
     kept_to_plain,
     model_names,
 )
-from mle_client.retention import Plan, Policy, policy_from_plain, saved_from_plain
+from mle_client.retention import (
+    Plan,
+    Policy,
+    Portfolio,
+    Saved,
+    plan_save,
+    policy_from_plain,
+    portfolio_from_plain,
+    saved_from_plain,
+    to_plain,
+)
 from mle_daemon.events import Image, StoreArtifact
 
 Key: TypeAlias = tuple[m.ProducerId, int]
@@ -41,7 +55,7 @@ class Pending:
 
     Args:
         position: of the stream, at or before its record.
-        plan: of a checkpoint, what saving it changes.
+        dropped: its bytes will not come; only what it changes in the order of checkpoints counts.
         staged: path of its bytes once they have arrived.
         storing: it is being given its names.
         error: told last about it.
@@ -50,11 +64,21 @@ class Pending:
 
     artifact: m.Artifact
     position: int
-    plan: Plan | None = None
+    dropped: bool = False
     staged: str = ""
     storing: bool = False
     error: str = ""
     retry_at: float = 0.0
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a checkpoint, which has its turn."""
+        return self.artifact.kind == "model"
+
+    @property
+    def saved(self) -> Saved:
+        """A checkpoint as retention sees it."""
+        return saved_from_plain(self.artifact.facts)
 
 
 @dataclass(slots=True)
@@ -73,7 +97,10 @@ class Artifacts:
     pending: dict[Key, Pending] = field(default_factory=dict)
     images: list[Image] = field(default_factory=list)  # stored, not told to the mirrors
     _announced: dict[m.ProducerId, int] = field(default_factory=dict)
-    _evictions: list[int] = field(default_factory=list)  # due with the next checkpoint
+    _stored: Portfolio = field(init=False)  # with the checkpoints that are on disk alone
+
+    def __post_init__(self) -> None:
+        self._stored = self.kept.portfolio
 
     @classmethod
     def of(cls, run: m.Run) -> Artifacts:
@@ -93,19 +120,22 @@ class Artifacts:
         """A record says that something was saved, or will not come after all."""
         key = producer, artifact.number
         if artifact.kind == m.DROPPED:
-            self._forget(key)
+            self._drop(key)
             return
         if artifact.number <= self._announced.get(producer, 0):
             return  # a repeat
         self._announced[producer] = artifact.number
-        plan = None
-        if artifact.kind == "model":
-            self.kept, plan = self.kept.with_model(self.policy, saved_from_plain(artifact.facts))
+        waiting = self.pending[key] = Pending(artifact, position)
+        if waiting.is_model:
+            saved, saves = waiting.saved, self.kept.portfolio.saves
+            if saved.number <= saves:  # no client of ours; nothing that is here may be harmed
+                saved = replace(saved, number=saves + 1)
+                waiting.artifact = replace(artifact, facts=to_plain(saved))
+            self.kept, _ = self.kept.with_model(self.policy, saved)
         elif artifact.kind == "init":
             self.kept = self.kept.with_init()
         else:
             self.kept = self.kept.with_file(artifact.kind, artifact.name)
-        self.pending[key] = Pending(artifact, position, plan)
 
     def knows(self, producer: m.ProducerId, number: int) -> bool:
         """Whether an artifact was announced, be it that it is stored by now."""
@@ -114,7 +144,7 @@ class Artifacts:
     def arrived(self, producer: m.ProducerId, number: int, staged: str) -> bool:
         """The bytes of an artifact are here.  Returns: whether it waits for them."""
         waiting = self.pending.get((producer, number))
-        if waiting is None or waiting.storing:
+        if waiting is None or waiting.dropped or waiting.storing:
             return False
         waiting.staged = staged
         return True
@@ -126,31 +156,65 @@ class Artifacts:
             directory: absolute path of the experiment's folder.
             seed_id: as the log file has it.
         """
-        is_first = True
-        for (producer, number), waiting in self.pending.items():
-            blocked = waiting.plan is not None and not is_first
-            is_first = is_first and waiting.plan is None
-            if blocked or not waiting.staged or waiting.storing or now < waiting.retry_at:
+        for (producer, number), waiting in self._ready():
+            if now < waiting.retry_at:
                 continue
             waiting.storing = True
-            evict: tuple[str, ...] = ()
-            if waiting.plan is not None:
-                numbers = (*self._evictions, *waiting.plan.evicted)
-                evict = tuple(layout.retained_path(seed_id, n, self.extension) for n in numbers)
-                self._evictions = []
-            yield StoreArtifact(
-                producer, number, waiting.staged, directory, self._names(waiting, seed_id), evict
-            )
+            names: tuple[str, ...] = self._names(waiting, seed_id)
+            evicted: tuple[str, ...] = ()
+            if waiting.is_model:
+                plans = self._plans(waiting)
+                names = model_names(plans[-1], seed_id, self.extension)
+                evicted = tuple(
+                    layout.retained_path(seed_id, each, self.extension)
+                    for plan in plans
+                    for each in plan.evicted
+                )
+            yield StoreArtifact(producer, number, waiting.staged, directory, names, evicted)
 
-    def stored(self, producer: m.ProducerId, number: int, seed_id: str) -> None:
-        """An artifact is on disk."""
-        waiting = self.pending.pop((producer, number), None)
+    def _ready(self) -> Iterator[tuple[Key, Pending]]:
+        """What has arrived and is not blocked by a checkpoint before it."""
+        is_first = True  # of the checkpoints that have not been dropped
+        for key, waiting in self.pending.items():
+            if waiting.dropped:
+                continue
+            is_blocked = waiting.is_model and not is_first
+            if waiting.staged and not waiting.storing and not is_blocked:
+                yield key, waiting
+            is_first = is_first and not waiting.is_model
+
+    def _names(self, waiting: Pending, seed_id: str) -> tuple[str, ...]:
+        """The names of what is no checkpoint."""
+        if waiting.artifact.kind == "init":
+            return (layout.init_path(seed_id, self.extension),)
+        return (waiting.artifact.name,)
+
+    def _plans(self, last: Pending) -> list[Plan]:
+        """What is changed by the checkpoints up to one, those that were dropped before it too."""
+        portfolio, plans = self._stored, []
+        for waiting in self.pending.values():
+            if waiting.is_model:
+                plans.append(plan_save(self.policy, portfolio, waiting.saved))
+                portfolio = plans[-1].portfolio
+            if waiting is last:
+                break
+        return plans
+
+    def stored(self, key: Key) -> None:
+        """The journal knows that an artifact is on disk."""
+        waiting = self.pending.get(key)
         if waiting is None:
             return
+        if waiting.is_model:
+            self._stored = self._plans(waiting)[-1].portfolio
+            for before in [k for k, other in self.pending.items() if other.dropped]:
+                if self.pending[before].saved.number < waiting.saved.number:
+                    del self.pending[before]
+        del self.pending[key]
         facts = waiting.artifact.facts
         if waiting.artifact.kind == "figure" and "step" in facts:
-            (name,) = self._names(waiting, seed_id)
             row = int(facts.get("row", 0))
+            name = waiting.artifact.name
             self.images.append(Image(float(facts["seconds"]), int(facts["step"]), row, name))
 
     def failed(self, key: Key, error: str, now: float) -> bool:
@@ -163,36 +227,34 @@ class Artifacts:
         before, waiting.error = waiting.error, error
         return error != before
 
-    def settle(self, key: Key) -> None:
-        """An earlier process had stored an artifact, or given it up."""
-        self.pending.pop(key, None)
-
-    def gone(self, producer: m.ProducerId, left: Iterable[int]) -> list[str]:
+    def gone(self, producer: m.ProducerId, left: Iterable[int]) -> dict[Key, str]:
         """A producer's process is gone: what it has not left behind will not come.
 
         Returns:
-            What is lost, for people.
+            What each lost one was, as of `lose`.
         """
         coming = set(left)
         lost = [
             key
             for key, waiting in self.pending.items()
-            if key[0] == producer and not waiting.staged and key[1] not in coming
+            if key[0] == producer
+            and not (waiting.staged or waiting.dropped)
+            and key[1] not in coming
         ]
-        return [text for key in lost if (text := self.lose(key))]
+        return {key: self.lose(key) for key in lost}
 
     def wanted(self, producer: m.ProducerId) -> frozenset[int]:
         """Numbers of a producer's artifacts whose bytes are not here."""
         return frozenset(
             number
             for (owner, number), waiting in self.pending.items()
-            if owner == producer and not waiting.staged
+            if owner == producer and not (waiting.staged or waiting.dropped)
         )
 
     def waits(self, positions: Mapping[m.ProducerId, int]) -> bool:
         """Whether something announced before these positions of streams is not stored."""
         return any(
-            waiting.position < positions.get(producer, 0)
+            waiting.position < positions.get(producer, 0) and not waiting.dropped
             for (producer, _), waiting in self.pending.items()
         )
 
@@ -204,32 +266,15 @@ class Artifacts:
     @property
     def protected(self) -> frozenset[int]:
         """Numbers of the checkpoints in models/retained that may not go yet."""
-        plans = [waiting.plan for waiting in self.pending.values() if waiting.plan is not None]
-        making_way = [number for plan in plans for number in plan.evicted]
-        retained = [saved.number for saved in self.kept.portfolio.retained]
-        return frozenset((*retained, *making_way, *self._evictions))
+        on_disk, wanted = self._stored.retained, self.kept.portfolio.retained
+        return frozenset(saved.number for saved in (*on_disk, *wanted))
 
     def next_retry(self) -> float:
         """When something is to be tried again; infinity if nothing is."""
-        times = [w.retry_at for w in self.pending.values() if w.staged and not w.storing]
-        return min(times, default=float("inf"))
-
-    def _names(self, waiting: Pending, seed_id: str) -> tuple[str, ...]:
-        artifact = waiting.artifact
-        if waiting.plan is not None:
-            return model_names(waiting.plan, seed_id, self.extension)
-        if artifact.kind == "init":
-            return (layout.init_path(seed_id, self.extension),)
-        return (artifact.name,)
-
-    def _forget(self, key: Key) -> None:
-        waiting = self.pending.pop(key, None)
-        if waiting is not None and waiting.plan is not None:
-            # The files that made way for it go all the same: a later checkpoint made way for it.
-            self._evictions += waiting.plan.evicted
+        return min((waiting.retry_at for _, waiting in self._ready()), default=float("inf"))
 
     def lose(self, key: Key) -> str:
-        """Take an artifact that will not come out of what is kept.
+        """An artifact will not come: count it as never saved.
 
         Returns:
             What it was; "" where nobody will miss it.
@@ -237,17 +282,48 @@ class Artifacts:
         waiting = self.pending.pop(key, None)
         if waiting is None:
             return ""
-        artifact, plan = waiting.artifact, waiting.plan
+        artifact = waiting.artifact
         if artifact.kind in _FOLDERS:
-            self.kept = self.kept.without_file(artifact.kind, artifact.name)
+            if not any(other.artifact.name == artifact.name for other in self.pending.values()):
+                self.kept = self.kept.without_file(artifact.kind, artifact.name)
             return artifact.name
-        if plan is None:
+        if artifact.kind == "init":
+            if not any(other.artifact.kind == "init" for other in self.pending.values()):
+                self.kept = self.kept.without_init()
             return "the initial checkpoint"
-        newest = plan.number == self.kept.portfolio.saves
-        if not newest and not self.kept.portfolio.live(plan.number):
-            return ""  # another one has its place by now
-        self.kept = self.kept.without_model(plan.number)
-        return f"checkpoint {plan.number}"
+        is_missed = self._is_placed(waiting)
+        self._plan_again()
+        return f"checkpoint {waiting.saved.number}" if is_missed else ""
+
+    def _drop(self, key: Key) -> None:
+        """The bytes of an artifact will not come, and its client knows."""
+        waiting = self.pending.get(key)
+        if waiting is None or waiting.staged:
+            return
+        if waiting.is_model and not self._is_placed(waiting):
+            waiting.dropped = True
+        else:
+            self.lose(key)
+
+    def _is_placed(self, waiting: Pending) -> bool:
+        """Whether a checkpoint has a name that no newer one has taken."""
+        portfolio, number = self.kept.portfolio, waiting.saved.number
+        return number == portfolio.saves or portfolio.live(number)
+
+    def _plan_again(self) -> None:
+        """Decide anew what is kept of the checkpoints, for one of them was lost."""
+        while True:
+            portfolio = self._stored
+            for waiting in self.pending.values():
+                if waiting.is_model:
+                    portfolio = plan_save(self.policy, portfolio, waiting.saved).portfolio
+            init_saved = self.kept.portfolio.init_saved
+            self.kept = replace(self.kept, portfolio=replace(portfolio, init_saved=init_saved))
+            lacking = [k for k, w in self.pending.items() if w.dropped and self._is_placed(w)]
+            if not lacking:
+                return
+            for key in lacking:  # what had taken its place is lost, and so is it
+                del self.pending[key]
 
     # --- in the journal ---------------------------------------------------------------------------
     def to_plain(self) -> dict[str, Any]:
@@ -255,13 +331,13 @@ class Artifacts:
         return {
             "kept": kept_to_plain(self.kept),
             "announced": [[producer, number] for producer, number in self._announced.items()],
-            "evictions": list(self._evictions),
+            "stored": to_plain(self._stored),
             "pending": [
                 [
                     producer,
                     waiting.position,
+                    waiting.dropped,
                     [number, waiting.artifact.kind, waiting.artifact.name, waiting.artifact.facts],
-                    None if waiting.plan is None else _plan_to_plain(waiting.plan),
                 ]
                 for (producer, number), waiting in self.pending.items()
             ],
@@ -276,35 +352,13 @@ class Artifacts:
         try:
             self.kept = kept_from_plain(plain["kept"])
             self._announced = {m.ProducerId(p): number for p, number in plain["announced"]}
-            self._evictions = list(plain["evictions"])
+            self._stored = portfolio_from_plain(plain["stored"])
             self.pending = {
-                (m.ProducerId(producer), values[0]): Pending(
-                    m.Artifact(*values), position, plan and self._plan(plan)
-                )
-                for producer, position, values, plan in plain["pending"]
+                (m.ProducerId(producer), values[0]): Pending(m.Artifact(*values), position, dropped)
+                for producer, position, dropped, values in plain["pending"]
             }
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the artifacts of a run are malformed: {error!r}") from error
-
-    def _plan(self, plain: Mapping[str, Any]) -> Plan:
-        return Plan(
-            portfolio=self.kept.portfolio,
-            number=plain["number"],
-            every_k=plain["every_k"],
-            slot=plain["slot"],
-            retained=plain["retained"],
-            evicted=tuple(plain["evicted"]),
-        )
-
-
-def _plan_to_plain(plan: Plan) -> dict[str, Any]:
-    return {
-        "number": plan.number,
-        "every_k": plan.every_k,
-        "slot": plan.slot,
-        "retained": plan.retained,
-        "evicted": list(plan.evicted),
-    }
 
 
 def why_unfit(artifact: m.Artifact) -> str:
@@ -316,10 +370,22 @@ def why_unfit(artifact: m.Artifact) -> str:
         folder = _FOLDERS[artifact.kind]
         if not artifact.name.startswith(f"{folder}/"):
             return f"{artifact.name!r} is not in {folder}/"
-        return layout.artifact_path_problem(folder, artifact.name.removeprefix(f"{folder}/"))
+        why = layout.artifact_path_problem(folder, artifact.name.removeprefix(f"{folder}/"))
+        return why or ("" if _is_place(artifact.facts) else "a figure's facts are malformed")
     if artifact.kind == "model":
         try:
-            retention.saved_from_plain(artifact.facts)
+            saved_from_plain(artifact.facts)
         except ValueError as error:
             return str(error)
     return ""
+
+
+def _is_place(facts: Mapping[str, Any]) -> bool:
+    """Whether facts say where a figure belongs, or nothing."""
+    counts = [facts[name] for name in ("step", "row") if name in facts]
+    seconds = facts.get("seconds", 0.0)
+    return (
+        all(type(count) is int for count in counts)
+        and type(seconds) in (int, float)
+        and ("step" in facts) == ("seconds" in facts)
+    )

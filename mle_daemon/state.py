@@ -2,14 +2,15 @@
 
 Pure.  A msgpack array ["state", {"runs": […], "streams": […]}], readable by any msgpack decoder;
 a run and a schema inside are the records of `mle_client.wire`, as bytes.  A second, short kind of
-record, ["stored", [[producer, number], …]], says which artifacts need no more care.
+record, ["settled", [[producer, number], …], [[producer, number], …]], says which artifacts are
+stored, and which are lost: they need no more care.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgpack
 
@@ -18,7 +19,9 @@ from mle_client import wire
 from mle_client.errors import ProtocolError
 
 NAME: Final = "state"
-STORED_NAME: Final = "stored"
+SETTLED_NAME: Final = "settled"
+
+Artifact: TypeAlias = tuple[m.ProducerId, int]  # by its producer and its number
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +104,25 @@ def decode(body: list[Any]) -> Saved:
     return Saved(runs, streams)
 
 
-def encode_stored(artifacts: Iterable[tuple[m.ProducerId, int]]) -> bytes:
-    """The bytes of a record that artifacts are stored, or will never be."""
-    packed: bytes = msgpack.packb([STORED_NAME, list(map(list, artifacts))], use_bin_type=True)
+def encode_settled(stored: Iterable[Artifact], lost: Iterable[Artifact]) -> bytes:
+    """The bytes of a record that artifacts are stored, and others will never be."""
+    body = [SETTLED_NAME, list(map(list, stored)), list(map(list, lost))]
+    packed: bytes = msgpack.packb(body, use_bin_type=True)
     return packed
 
 
-def decode_stored(body: list[Any]) -> list[tuple[m.ProducerId, int]]:
-    """A record of `encode_stored` from its unpacked array.
+def decode_settled(body: list[Any]) -> tuple[list[Artifact], list[Artifact]]:
+    """The arguments of `encode_settled` from the unpacked array of its record.
 
     Raises:
         ProtocolError: it was written by something else.
     """
     try:
-        _, artifacts = body
-        return [(m.ProducerId(producer), int(number)) for producer, number in artifacts]
+        _, *lists = body
+        stored, lost = ([(m.ProducerId(p), int(number)) for p, number in each] for each in lists)
     except (TypeError, ValueError) as error:
-        raise ProtocolError(f"a record of stored artifacts is malformed: {error}") from error
+        raise ProtocolError(f"a record of settled artifacts is malformed: {error}") from error
+    return stored, lost
 
 
 def _one_run(packed: bytes) -> m.Run:

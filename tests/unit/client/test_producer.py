@@ -100,6 +100,15 @@ def test_counters_and_other_mappings_are_stored_as_they_are(stage: Stage) -> Non
     assert stage.column("c") == [4, 4]
 
 
+def test_no_writer_is_made_for_a_mapping_that_it_would_not_take(stage: Stage) -> None:
+    stage.update({"step": 0}, {"loss": 0.5})
+    fast = stage.update
+    stage.update({"step": 1}, OrderedDict(error=1.0))
+    assert stage.update is fast
+    stage.update({"step": 2}, {"loss": 0.5})
+    assert stage.column("step") == [0, 1, 2]
+
+
 def test_keys_may_be_numpys_text(stage: Stage) -> None:
     for i in range(3):
         stage.update({"step": i}, dict.fromkeys(np.array(["loss", "error"]), 1.0 * i))

@@ -203,13 +203,16 @@ def test_the_daemon_removes_what_it_has_taken(arena: Arena, tmp_path: Path) -> N
 
 
 # --- no room --------------------------------------------------------------------------------------
-def test_without_room_in_memory_the_bytes_lie_on_disk(tmp_path: Path) -> None:
-    arena = make(tmp_path, memory_bytes=SMALLEST_BYTES + CHUNK)
+@pytest.mark.parametrize(("in_memory", "on_disk"), [(0, 4), (1, 2)])
+def test_without_room_in_memory_the_bytes_lie_on_disk(
+    tmp_path: Path, in_memory: int, on_disk: int
+) -> None:
+    arena = make(tmp_path, memory_bytes=in_memory * (SMALLEST_BYTES + CHUNK))
     content = noise(3 * SMALLEST_BYTES)
     before = len(os.listdir("/proc/self/fd"))
     taken = take(arena, content)
-    assert len(os.listdir("/proc/self/fd")) == before + 1  # what lies on disk is not mapped
-    assert sum(name.startswith("spill/") for name in files(tmp_path)) == 3  # and the header
+    assert len(os.listdir("/proc/self/fd")) == before + in_memory  # what is on disk is not mapped
+    assert sum(name.startswith("spill/") for name in files(tmp_path)) == on_disk
     assert read(taken) == read(left(tmp_path)[0]) == content
     taken.release()
     assert [name for name in files(tmp_path) if name.startswith("spill/")] == []

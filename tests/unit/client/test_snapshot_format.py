@@ -85,7 +85,7 @@ def test_foreign_and_cut_bytes_are_refused() -> None:
     del plain["form"]
     cut = [packed[:length] for length in range(len(packed))]
     for content in [*cut, packed + b"\0", msgpack.packb(5), msgpack.packb(plain)]:
-        with pytest.raises(ValueError, match="msgpack|fields"):
+        with pytest.raises(ValueError, match=r"msgpack|fields"):
             decode_header(content)
 
 

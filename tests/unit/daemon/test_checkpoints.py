@@ -138,6 +138,19 @@ def test_no_unfinished_file_is_in_a_users_folder_where_links_work(
     assert seen <= set(NAMES)
 
 
+def test_a_copy_that_gets_no_name_is_removed(
+    root: Path, exp: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(a: str, b: str) -> None:
+        code = errno.EXDEV if "/.mle/" in a else errno.EACCES
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        checkpoints.store(staged_job(root))
+    assert tree(exp) == {}
+
+
 @pytest.mark.parametrize("across", [False, True])
 def test_a_full_disk_leaves_the_old_files_and_the_next_attempt_succeeds(
     root: Path, exp: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, across: bool
@@ -459,6 +472,22 @@ def test_only_what_an_earlier_process_was_to_remove_is_removed(
     assert sorted(removed) == OURS
     assert tree(exp) == {name: before[name] for name in before if name not in OURS}
     assert checkpoints.reconcile(str(exp), "seed_1", ".pt", frozenset({2}), 7) == []
+
+
+def test_what_was_removed_stays_so_after_a_power_cut(
+    exp: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(exp)
+    left: dict[str, list[str]] = {}
+
+    def fsync(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        left[os.path.relpath(path, exp)] = os.listdir(path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.reconcile(str(exp), "seed_1", ".pt", frozenset({2}), 7)
+    assert set(left) == {os.path.dirname(name) for name in OURS}
+    assert not {os.path.basename(name) for name in OURS} & set(sum(left.values(), []))
 
 
 def test_nothing_is_removed_through_links(

@@ -104,3 +104,12 @@ def test_a_run_that_is_gone_is_not_opened_when_it_comes_back_unasked() -> None:
     runs.due(20.0)
     runs.by_id[run.run.run_id] = run
     assert runs.due(20.0) == []
+
+
+def test_a_run_that_was_gone_and_has_come_back_is_the_last_in_line() -> None:
+    runs = Runs(("a", "first"), ("b", "second"))
+    runs.want("a", "b")
+    run = runs.by_id.pop(make_run("a").run_id)
+    runs.by_id[run.run.run_id] = run
+    runs.want("a")
+    assert runs.due(10.0) == [("second", True), ("first", True)]

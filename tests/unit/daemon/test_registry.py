@@ -106,6 +106,7 @@ def test_what_is_saved_comes_back() -> None:
     run.seed_id, run.path, run.lost = "seed_1_dup2", "/path", 4
     member = run.members[trainer.id]
     member.main, member.over, member.crashed = False, True, True
+    member.process = m.Process(7, "here", "9", "boot")
     saved = registry.saved()
 
     again = Registry(3)
@@ -122,7 +123,7 @@ def test_what_is_saved_comes_back() -> None:
 def test_a_saved_run_that_is_known_gives_its_name() -> None:
     registry, trainer = Registry(3), Trainer()
     enter(registry, trainer)
-    assert not registry.restore_run(state.SavedRun(trainer.run, "new", "/new", 4))
+    assert not registry.restore_run(state.SavedRun(trainer.run, "new", "/new", 4, {}))
     run = registry.runs[trainer.run.run_id]
     assert (run.seed_id, run.path, run.lost) == ("new", "/new", 0)
 

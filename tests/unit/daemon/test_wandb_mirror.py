@@ -179,7 +179,7 @@ def history(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for name in outer:
                     place = place.setdefault(name, {})
                 place[last] = json.loads(item.value_json)
-            yield record.history.step.num, row
+            yield row["_step"], row
 
 
 def only(path: Path, kind: str) -> Any:
@@ -284,7 +284,7 @@ def test_a_restarted_daemon_resumes_the_run_and_repeats_no_row(mirrors: Mirrors)
     assert len(mirrors.files()) == 3  # the third had nothing new to say
     runs = [only(path, "run") for path in mirrors.files()]
     assert {run.run_id for run in runs} == {make_run().run_id.hex()}
-    assert all(run.resume for run in runs)
+    assert all(getattr(run, "resume", True) for run in runs)  # older ones do not say
 
 
 DAEMON = """

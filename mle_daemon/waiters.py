@@ -1,0 +1,63 @@
+"""Who waits for what to be in a log file.
+
+Pure.  A `flush()` waits for one run, which keeps its waiters itself (`runs`); a reader waits for
+all that lies below a path, and is kept here.  Says whose wait is over; does not answer them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from mle_client import messages as m
+from mle_daemon.runs import RunState, Waiter
+
+Positions: TypeAlias = Mapping[m.ProducerId, int]
+Runs: TypeAlias = Mapping[m.RunId, RunState]
+
+
+class Waiters:
+    """Those who wait for files of several runs."""
+
+    def __init__(self) -> None:
+        self._readers: list[tuple[Waiter, Mapping[m.RunId, Positions]]] = []
+
+    def add(self, waiter: Waiter, wanted: Mapping[m.RunId, Positions]) -> None:
+        """Let a reader wait.  Args: wanted: what the file of each run is to have."""
+        self._readers.append((waiter, wanted))
+
+    def served(self, runs: Runs) -> list[Waiter]:
+        """The waiters whose files have what they wait for; they are forgotten."""
+        served = [waiter for run in runs.values() for waiter in run.served()]
+        waiting = []
+        for waiter, wanted in self._readers:
+            if all(_has(runs.get(run_id), positions) for run_id, positions in wanted.items()):
+                served.append(waiter)
+            else:
+                waiting.append((waiter, wanted))
+        self._readers = waiting
+        return served
+
+    def failed(self, run: RunState) -> list[Waiter]:
+        """All who wait for a run's file, which will not come now; they are forgotten."""
+        failed = [waiter for waiter, _ in run.waiters]
+        run.waiters = []
+        waiting = []
+        for waiter, wanted in self._readers:
+            if run.run.run_id in wanted:
+                failed.append(waiter)
+            else:
+                waiting.append((waiter, wanted))
+        self._readers = waiting
+        return failed
+
+
+def _has(run: RunState | None, positions: Positions) -> bool:
+    """Whether a run has stored its streams up to these positions, and what was saved in them.
+
+    A run that is gone has all.
+    """
+    return run is None or (
+        all(member.published >= at for p, at in positions.items() if (member := run.members.get(p)))
+        and not run.artifacts.waits(positions)
+    )
