@@ -89,12 +89,14 @@ def kept_to_plain(kept: Kept) -> dict[str, Any]:
     }
 
 
-def kept_from_plain(plain: Mapping[str, Any]) -> Kept:
+def kept_from_plain(plain: object) -> Kept:
     """What `kept_to_plain` was given; an empty map is nothing kept.
 
     Raises:
         ValueError: it is something else.
     """
+    if not isinstance(plain, Mapping):
+        raise ValueError("what a run has kept is no map")
     if not plain:
         return Kept()
     try:
@@ -115,10 +117,7 @@ def kept_to_json(kept: Kept) -> str:
 
 def kept_from_json(text: str) -> Kept:
     """What `kept_to_json` was given.  Raises: ValueError: it is something else."""
-    plain = json.loads(text) if text else {}
-    if not isinstance(plain, dict):
-        raise ValueError("what a run has kept is no map")
-    return kept_from_plain(plain)
+    return kept_from_plain(json.loads(text) if text else {})
 
 
 def model_names(plan: Plan, seed_id: str, extension: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ _BUILTINS: Final = {
 }
 # Not by package: `numpy.memmap`, for one, makes files.
 _NUMPY: Final = {
-    "numpy": {"dtype", "ndarray"},
+    "numpy": {"dtype", "mean", "ndarray"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
@@ -64,6 +64,7 @@ _SKLEARN_FUNCTIONS: Final = {
     "sklearn.cluster._kmeans",
     "sklearn.feature_selection._mutual_info",
     "sklearn.feature_selection._univariate_selection",
+    "sklearn.metrics._dist_metrics",
     "sklearn.metrics.pairwise",
     "sklearn.neighbors._ball_tree",
     "sklearn.neighbors._kd_tree",

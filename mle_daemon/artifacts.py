@@ -6,7 +6,7 @@ were saved, so that what has a name is at any moment what it would have been had
 Until an artifact is stored it is *pending*, across restarts too: the state record has it.
 
 A checkpoint of which newer ones have taken every place may be *dropped*: it is never stored, and
-what it was to evict goes with the next one that is.  One that is *lost* counts as never saved: what
+what it was to evict goes for the next one that is.  One that is *lost* counts as never saved: what
 those behind it take the place of is decided anew.
 
 Names are made when an artifact is stored, not when it is announced: the run's seed may have got
@@ -160,45 +160,39 @@ class Artifacts:
             if now < waiting.retry_at:
                 continue
             waiting.storing = True
-            names: tuple[str, ...] = self._names(waiting, seed_id)
-            evicted: tuple[str, ...] = ()
+            names: tuple[str, ...] = (waiting.artifact.name,)
+            evicted: tuple[int, ...] = ()
             if waiting.is_model:
-                plans = self._plans(waiting)
-                names = model_names(plans[-1], seed_id, self.extension)
-                evicted = tuple(
-                    layout.retained_path(seed_id, each, self.extension)
-                    for plan in plans
-                    for each in plan.evicted
-                )
-            yield StoreArtifact(producer, number, waiting.staged, directory, names, evicted)
+                plan = self._plan(waiting)
+                names, evicted = model_names(plan, seed_id, self.extension), plan.evicted
+            elif waiting.artifact.kind == "init":
+                names = (layout.init_path(seed_id, self.extension),)
+            evict = tuple(layout.retained_path(seed_id, each, self.extension) for each in evicted)
+            yield StoreArtifact(producer, number, waiting.staged, directory, names, evict)
 
     def _ready(self) -> Iterator[tuple[Key, Pending]]:
-        """What has arrived and is not blocked by a checkpoint before it."""
-        is_first = True  # of the checkpoints that have not been dropped
+        """What has arrived and has its turn: nothing before it is to take the same name."""
+        taken: set[str] = set()
         for key, waiting in self.pending.items():
             if waiting.dropped:
                 continue
-            is_blocked = waiting.is_model and not is_first
-            if waiting.staged and not waiting.storing and not is_blocked:
+            name = waiting.artifact.name or waiting.artifact.kind  # all models become `final`
+            if waiting.staged and not waiting.storing and name not in taken:
                 yield key, waiting
-            is_first = is_first and not waiting.is_model
+            taken.add(name)
 
-    def _names(self, waiting: Pending, seed_id: str) -> tuple[str, ...]:
-        """The names of what is no checkpoint."""
-        if waiting.artifact.kind == "init":
-            return (layout.init_path(seed_id, self.extension),)
-        return (waiting.artifact.name,)
-
-    def _plans(self, last: Pending) -> list[Plan]:
-        """What is changed by the checkpoints up to one, those that were dropped before it too."""
-        portfolio, plans = self._stored, []
+    def _plan(self, first: Pending) -> Plan:
+        """What is changed by storing the first checkpoint; those before it have been dropped."""
+        portfolio = self._stored
         for waiting in self.pending.values():
-            if waiting.is_model:
-                plans.append(plan_save(self.policy, portfolio, waiting.saved))
-                portfolio = plans[-1].portfolio
-            if waiting is last:
+            if waiting is first:
                 break
-        return plans
+            if waiting.is_model:
+                # It takes its slot, for those behind it to find theirs.  But it has no file, so no
+                # other one goes for it.
+                plan = plan_save(self.policy, portfolio, waiting.saved)
+                portfolio = replace(plan.portfolio, retained=portfolio.retained)
+        return plan_save(self.policy, portfolio, first.saved)
 
     def stored(self, key: Key) -> None:
         """The journal knows that an artifact is on disk."""
@@ -206,10 +200,11 @@ class Artifacts:
         if waiting is None:
             return
         if waiting.is_model:
-            self._stored = self._plans(waiting)[-1].portfolio
-            for before in [k for k, other in self.pending.items() if other.dropped]:
-                if self.pending[before].saved.number < waiting.saved.number:
-                    del self.pending[before]
+            self._stored = self._plan(waiting).portfolio
+            dropped = [k for k, other in self.pending.items() if other.dropped]
+            for other in dropped:
+                if self.pending[other].saved.number < waiting.saved.number:
+                    del self.pending[other]
         del self.pending[key]
         facts = waiting.artifact.facts
         if waiting.artifact.kind == "figure" and "step" in facts:

@@ -211,7 +211,7 @@ class Intake:
         self._join(run, producer, client)
         run.add(piece, now)
         if piece.artifacts:
-            self._artifacts.announced(run)
+            self._out.extend(self._artifacts.announced(run, now))
 
 
 def _unfit(run: object, root: str) -> str:

@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final
 
 import msgpack
 import numpy as np
@@ -38,6 +38,7 @@ _REPORT_BYTES: Final = 4096  # of one line from the child; what else it says is 
 _KILLED_S: Final = 5.0  # for the kernel to end a killed process
 _LOG_IS_WHOLE: Final = "the log file has all of them"
 
+_SETTINGS: Final = ("project", "entity", "group", "name", "job_type", "tags")
 # In the child's environment alone.  No account, no network, no output, nothing about this machine.
 _CHILD_SETTINGS: Final = {
     "WANDB_MODE": "offline",
@@ -55,30 +56,20 @@ _CHILD_SETTINGS: Final = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
-    """Ticks to mirror.  Args: first: row of the first one; size: in bytes, about."""
+class _Job:
+    """What waits for the child: ticks, or a figure.
 
-    first: int
-    block: wire.Block
-    size: int
-
-    def __len__(self) -> int:
-        return len(self.block)
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """A figure to mirror.  Args: row: that it belongs to; path: of the PNG file."""
+    Args:
+        row: of the first tick, or that the figure belongs to.
+        what: the ticks, or the path of the figure's PNG file.
+        count: of ticks; 0 of a figure.
+        size: in bytes, about.
+    """
 
     row: int
-    path: str
-    size: int = _JOB_BYTES
-
-    def __len__(self) -> int:
-        return 0
-
-
-_Job: TypeAlias = _Rows | _Image
+    what: wire.Block | str
+    count: int
+    size: int
 
 
 class WandbMirror:
@@ -86,8 +77,8 @@ class WandbMirror:
 
     Args:
         run: to mirror; its `wandb` is what `checked_wandb_config` made.
-        on_problem: called in a thread of the mirror's with what the user should know; once for
-            each kind of problem.
+        on_problem: called with what the user should know, once for each kind of problem; in a
+            thread of the mirror's as a rule.
         capacity_bytes: of the rows that wait for the child.
     """
 
@@ -99,8 +90,7 @@ class WandbMirror:
         capacity_bytes: int = _CAPACITY_BYTES,
     ) -> None:
         self._settings: dict[str, Any] = {
-            **{name: run.wandb.get(name) for name in ("project", "entity", "group", "name")},
-            **{name: run.wandb.get(name) for name in ("job_type", "tags")},
+            **{name: run.wandb.get(name) for name in _SETTINGS},
             "directory": run.directory,
             "run_id": run.run_id.hex(),  # the same after a restart of the daemon
             "start_time": run.start_time,
@@ -113,13 +103,15 @@ class WandbMirror:
         self._waiting = 0  # bytes
         self._accepted = 0  # rows
         self._left_out = 0
+        self._too_slow = False
         self._exit_code: int | None = None  # once there is nothing more to come
         self._child_gone = False
         self._ended = False
         self._given_up = False
         self._child: subprocess.Popen[bytes] | None = None
         self._explained = False  # the child said itself what was wrong
-        self._mirrored: int | None = None
+        self._mirrored = 0  # rows, as the child says
+        self._done = False
         self._thread = threading.Thread(target=self._run, name="mle-wandb", daemon=True)
         self._thread.start()
 
@@ -142,12 +134,12 @@ class WandbMirror:
         """
         for block in blocks:
             if len(block):
-                self._put(_Rows(first_row, block, _size(block)))
+                self._put(_Job(first_row, block, len(block), _size(block)))
             first_row += len(block)
 
     def image(self, row: int, path: str) -> None:
         """Mirror a stored figure.  Args: row: 0-based, of its tick; path: of the PNG file."""
-        self._put(_Image(row, path))
+        self._put(_Job(row, path, 0, _JOB_BYTES))
 
     def finish(self, timeout: float, *, crashed: bool = False) -> bool:
         """Mirror what waits, close W&B's run, and reap the child, which is killed if it is late.
@@ -170,21 +162,21 @@ class WandbMirror:
                 if self._child is not None:
                     self._child.kill()
             self._thread.join(_KILLED_S)
-        return self._left_out == 0 and self._mirrored == self._accepted
+        return self._done and self._left_out == 0
 
     def _put(self, job: _Job) -> None:
         with self._changed:
             full = bool(self._jobs) and self._waiting + job.size > self._capacity
+            too_slow = full and not self._too_slow
+            self._too_slow |= full
             if full or self._ended or self._exit_code is not None:
-                first = full and not self._left_out
-                self._left_out += len(job)
+                self._left_out += job.count
             else:
-                first = False
                 self._jobs.append(job)
                 self._waiting += job.size
-                self._accepted += len(job)
+                self._accepted += job.count
                 self._changed.notify_all()
-        if first:
+        if too_slow:
             self._tell(
                 f"W&B's process is slower than the run: rows are left out of its mirror, "
                 f"{_LOG_IS_WHOLE}"
@@ -201,7 +193,7 @@ class WandbMirror:
         finally:
             with self._changed:
                 self._ended = True
-                self._left_out += sum(len(job) for job in self._jobs)
+                self._left_out += self._accepted - self._mirrored
                 self._jobs.clear()
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -223,9 +215,9 @@ class WandbMirror:
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
             listener.join()
-        if self._mirrored is not None:
-            self._left_out += max(0, self._accepted - self._mirrored)
-        elif self._given_up:
+        if self._done:
+            return
+        if self._given_up:
             self._tell(f"W&B's mirror was not done in time: rows are left out, {_LOG_IS_WHOLE}")
         elif not self._explained:
             self._tell(
@@ -242,10 +234,10 @@ class WandbMirror:
         }
         _write(stdin, ["settings", settings])
         while (job := self._next_job()) is not None:
-            if isinstance(job, _Image):
-                _write(stdin, ["image", job.row, job.path])
+            if isinstance(job.what, str):
+                _write(stdin, ["image", job.row, job.what])
             else:
-                for frame in _row_frames(job):
+                for frame in _row_frames(job.row, job.what, job.size):
                     _write(stdin, frame)
         _write(stdin, ["finish", self._exit_code])
 
@@ -267,6 +259,8 @@ class WandbMirror:
                 said = json.loads(line)
                 if "mirrored" in said:
                     self._mirrored = int(said["mirrored"])
+                elif "done" in said:
+                    self._done = True
                 else:
                     self._explained = True
                     self._tell(f"W&B: {said['problem']}")
@@ -288,20 +282,20 @@ def _write(stdin: IO[bytes], frame: list[Any]) -> None:
     stdin.flush()
 
 
-def _row_frames(job: _Rows) -> Iterator[list[Any]]:
-    block, count = job.block, len(job.block)
+def _row_frames(first: int, block: wire.Block, size: int) -> Iterator[list[Any]]:
+    count = len(block)
     schema = block.schema
     names = [f"time/{field.name}" for field in schema.clock]
     names += [f"stats/{field.name}" for field in schema.stats]
     columns = [block.column(index) for index in range(len(names))]
-    step = max(1, _FRAME_BYTES * count // job.size)
+    step = max(1, _FRAME_BYTES * count // size)
     for at in range(0, count, step):
         part = slice(at, min(at + step, count))
         packed = [
             [name, field.kind.code, field.kind.shape, _bytes(column[part])]
             for name, field, column in zip(names, schema.fields, columns, strict=True)
         ]
-        yield ["rows", job.first + at, _bytes(block.times[part]), packed]
+        yield ["rows", first + at, _bytes(block.times[part]), packed]
 
 
 def _bytes(column: wire.Column) -> bytes | list[str]:

@@ -1,9 +1,9 @@
 """The program that writes one run into W&B's offline mode; `wandb_mirror` starts and feeds it.
 
 It is a process of its own, because `wandb` keeps threads, a service and settings of its own, and
-none of that belongs into the daemon.  It opens no connection, asks for no account and prints
-nothing: `wandb`'s own output goes nowhere.  Environment variables that it relies on are set by
-`wandb_mirror`, in its environment alone.
+none of that belongs into the daemon.  It opens no connection that leaves this machine, asks for no
+account and prints nothing: `wandb`'s own output goes nowhere.  Environment variables that it relies
+on are set by `wandb_mirror`, in its environment alone.
 
 On stdin come frames: 4 bytes, big-endian, the length of the msgpack array that follows.
 
@@ -13,7 +13,8 @@ On stdin come frames: 4 bytes, big-endian, the length of the msgpack array that 
     ["image", row, path]
     ["finish", exit_code]               the last
 
-On stdout go lines of JSON: {"problem": text}, each kind once, and {"mirrored": rows} at the end.
+On stdout go lines of JSON: {"problem": text}, each kind once; {"mirrored": rows} with the number so
+far, now and then and at the end; and {"done": true} after all went well.
 
 When stdin ends without "finish", the daemon is gone; what came is finished just the same.  How far
 the run is mirrored stands in `wandb/.mle-<run id>` (a row number in ASCII), which this process
@@ -31,6 +32,7 @@ import shutil
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
@@ -43,6 +45,7 @@ _NICENESS: Final = 10  # training and log files go first
 # W&B shows an array of more items as a histogram, of so many bins, and so did mle-logging.
 _LISTED_ITEMS: Final = 32
 _BINS: Final = 32
+_TELL_EVERY_S: Final = 0.5
 _NOT_INSTALLED: Final = "the daemon's Python has no wandb: pip install mle-daemon[wandb] there"
 _POSITION_DIGITS: Final = 20  # of 2**63, and one to spare; always as many, so none is left over
 
@@ -64,7 +67,8 @@ def main() -> int:
     _, settings = next(frames)
     try:
         mirror = _Mirror(settings, report)
-        report("mirrored", mirror.take(frames))
+        mirror.take(frames)
+        report("done", True)
     except ModuleNotFoundError as error:
         report("problem", _NOT_INSTALLED if error.name == "wandb" else str(error))
         return 1
@@ -115,27 +119,35 @@ class _Mirror:
         self._reported: set[str] = set()
         self._run: Any = None
         self._last = 0  # row that was logged last
-        self._failed = 0
+        self._mirrored = 0  # rows
+        self._told = time.monotonic()
         self._position = _open_position(settings["directory"], settings["run_id"])
         self._next = int(os.pread(self._position, _POSITION_DIGITS, 0) or 0)
         if self._next == 0:  # else nothing may be left to mirror
             self._start()
 
-    def take(self, frames: Iterator[list[Any]]) -> int:
-        """Write what the frames hold.  Returns: how many rows of them are mirrored."""
-        rows = 0
+    def take(self, frames: Iterator[list[Any]]) -> None:
+        """Write what the frames hold, and close the run."""
         exit_code = 0
-        for kind, *values in frames:
-            match kind:
-                case "rows":
-                    first, times, columns = values
-                    rows += self._rows(first, np.frombuffer(times), columns)
-                case "image":
-                    self._image(*values)
-                case "finish":
-                    exit_code = values[0]
-        self._finish(exit_code)
-        return rows - self._failed
+        try:
+            for kind, *values in frames:
+                match kind:
+                    case "rows":
+                        first, times, columns = values
+                        self._rows(first, np.frombuffer(times), columns)
+                    case "image":
+                        self._image(*values)
+                    case "finish":
+                        exit_code = values[0]
+                if time.monotonic() - self._told > _TELL_EVERY_S:
+                    self._tell()
+            self._finish(exit_code)
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._report("mirrored", self._mirrored)
+        self._told = time.monotonic()
 
     def _start(self) -> None:
         names = ("project", "entity", "group", "name", "job_type", "tags", "config")
@@ -150,11 +162,12 @@ class _Mirror:
             self._finish(1)
             raise PermissionError(f"{self._settings['directory']} cannot be written to")
 
-    def _rows(self, first: int, times: Any, columns: Sequence[Any]) -> int:
+    def _rows(self, first: int, times: Any, columns: Sequence[Any]) -> None:
         count = len(times)
         known = min(max(self._next - first, 0), count)
+        self._mirrored += known
         if known == count:
-            return count
+            return
         if self._run is None:
             self._start()
         named = {name: self._values(code, count, *rest) for name, code, *rest in columns}
@@ -168,14 +181,13 @@ class _Mirror:
                 self._log({k: v for k, v in tick.items() if v is not None}, row)
         self._next = first + count
         os.pwrite(self._position, b"%0*d" % (_POSITION_DIGITS, self._next), 0)
-        return count
 
     def _log(self, tick: dict[str, Any], row: int) -> None:
         self._last = row
         try:
             self._run.log({**tick, "time/num_updates": row + 1}, step=row)
+            self._mirrored += 1
         except Exception as error:
-            self._failed += 1
             self._problem("row", f"row {row} was left out: {type(error).__name__}: {error}")
 
     def _values(self, code: str, count: int, shape: list[int], packed: Any) -> list[Any]:

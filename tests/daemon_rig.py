@@ -46,6 +46,8 @@ class Trainer:
         self.path = layout.log_path(self.run.directory, self.run.seed_id)
         self.edges = [0]  # positions at which a record ends
         self.tick_edges: list[int] = []  # those at which a tick ends
+        self.saves = 0  # artifacts
+        self.checkpoints = run.kept["portfolio"]["saves"] if run and run.kept else 0
         self.stream = b""
         self._put(wire.encode_record(self.run))
 
@@ -81,6 +83,34 @@ class Trainer:
         """The piece of the stream between two positions, by default all of it."""
         return m.Data(self.id, start, self.stream[start:end])
 
+    def save(self, kind: str = "extra", name: str = "", **facts: Any) -> int:
+        """Announce an artifact, and return its number.
+
+        Args:
+            name: of a figure or object; "" for one made of the number.
+            facts: as of `messages.Artifact`; of a model, the arguments of `retention.Saved`.
+        """
+        self.saves += 1
+        folder = {"figure": "figures", "extra": "extra"}.get(kind)
+        if folder:
+            name = name or f"{folder}/{self.saves}"
+        if kind == "model":
+            self.checkpoints += 1
+            known: dict[str, Any] = {
+                "number": self.checkpoints,
+                "time": None,
+                "metrics": {},
+                "clocks": {},
+            }
+            facts = {**known, **facts}
+        self._put(wire.encode_record(m.Artifact(self.saves, kind, name, facts)))
+        return self.saves
+
+    def drop(self, number: int) -> Trainer:
+        """Say that the bytes of an artifact will not come."""
+        self._put(wire.encode_record(m.Artifact(number, m.DROPPED, "", {})))
+        return self
+
     def _put(self, record: bytes) -> None:
         self.stream += record
         self.edges.append(len(self.stream))
@@ -96,13 +126,16 @@ class LogFile:
     status: str
     lost: int
     sealed: bool = False
+    kept: str = ""
+    lists: dict[str, Any] = field(default_factory=dict)
 
     def state(self) -> FileState:
         """What the daemon keeps of it."""
         size = 100 * len(self.rows)
         return FileState(
-            self.run, len(self.rows), self.applied, {}, self.status, 0.0, size, self.lost
-        )
+            self.run, len(self.rows), self.applied, {}, self.status, 0.0, size, self.lost,
+            kept=self.kept,
+        )  # fmt: skip
 
 
 @dataclass
@@ -117,6 +150,8 @@ class Files:
         file = self.files.get(path)
         if file is not None and file.run == run.run_id.hex():
             return file.state(), ""
+        if file is not None and run.reload:
+            return dataclasses.replace(file.state(), applied={}), ""
         note = f"moved from {path}" if file is not None else ""
         self._put_aside(path)
         return None, note
@@ -134,7 +169,10 @@ class Files:
             rows = list(before.rows)
         for block in job.blocks:
             rows += [int(step) for step in block.column(0)]
-        file = LogFile(job.run.run_id.hex(), rows, dict(job.applied), job.status, job.lost)
+        file = LogFile(
+            job.run.run_id.hex(), rows, dict(job.applied), job.status, job.lost,
+            kept=job.kept, lists=dict(job.lists),
+        )  # fmt: skip
         self.files[job.path] = file
         return file.state()
 
@@ -163,6 +201,8 @@ class Rig:
         self.last_segment = 0
         self.journal_error = ""  # while set, nothing can be appended
         self.open_error: tuple[str, bool] | None = None  # while set, no folder can be used
+        # Artifacts under their names: what the staged file was.
+        self.artifacts: dict[str, str] = {}
         self.start()
 
     # --- the process's life -------------------------------------------------------------------
@@ -171,6 +211,8 @@ class Rig:
         self.core = Core(self.config, "daemon")
         self.appends: list[bytes] = []  # records to be appended
         self.jobs: list[e.PublishRun | e.SealRun] = []  # for the writer
+        self.landings: list[e.StoreArtifact] = []  # for the thread that gives names
+        self.discarded: list[tuple[m.ProducerId, int]] = []
         self.sent: list[tuple[e.Client, m.Reply]] = []  # not looked at yet
         self.logged: list[str] = []
         self.left: e.Leave | None = None
@@ -218,6 +260,10 @@ class Rig:
                     done += self.deliver(self._open(run, path))
                 case e.PublishRun() | e.SealRun():
                     self.jobs.append(instruction)
+                case e.StoreArtifact():
+                    self.landings.append(instruction)
+                case e.DiscardArtifact(producer, number):
+                    self.discarded.append((producer, number))
                 case e.DropSegments(numbers):
                     for number in numbers:
                         del self.segments[number]
@@ -279,11 +325,46 @@ class Rig:
             return e.PublishFailed(job.run.run_id, error, reopen)
         return e.Published(job.run.run_id, self.disk.publish(job), 0.01)
 
+    # --- artifacts ----------------------------------------------------------------------------
+    def arrive(self, trainer: Trainer, *numbers: int) -> None:
+        """Have the bytes of artifacts come in."""
+        for number in numbers:
+            self.deliver(e.Arrived(trainer.id, number, staged(trainer, number), 1))
+        self.write_journal()
+
+    def land(self, error: str = "", final: bool = False) -> list[e.StoreArtifact]:
+        """Have the artifacts that are to be stored given their names, and tell what came of it.
+
+        Args:
+            error: with which it fails, "" where it does not.
+
+        Returns:
+            Those that were to be stored.
+        """
+        jobs, self.landings = self.landings, []
+        for job in jobs:
+            if error:
+                self.deliver(e.ArtifactNotStored(job.producer, job.number, error, final))
+                continue
+            self.give_names(job)
+            self.deliver(e.ArtifactStored(job.producer, job.number))
+        self.write_journal()
+        return jobs
+
+    def give_names(self, job: e.StoreArtifact) -> None:
+        """What storing an artifact does to the disk."""
+        for name in job.names:
+            self.artifacts[f"{job.directory}/{name}"] = job.staged
+        for name in job.evict:
+            self.artifacts.pop(f"{job.directory}/{name}", None)
+
     def settle(self) -> None:
         """Let time pass until nothing more is due."""
         for _ in range(100):
             self.tick()
-            if self.jobs:
+            if self.landings:
+                self.land()
+            elif self.jobs:
                 self.work()
             elif self.core.next_due() == float("inf"):
                 return
@@ -315,6 +396,11 @@ class Rig:
             if layout.log_path(line["experiment_dir"], line["seed_id"]) == trainer.path
         ]
         return line
+
+
+def staged(trainer: Trainer, number: int) -> str:
+    """The path of an artifact's bytes, as they came."""
+    return f"{trainer.id.hex()}-{number}.part"
 
 
 def acks(replies: list[m.Reply]) -> list[tuple[int, int, int]]:

@@ -220,7 +220,10 @@ def test_a_snapshot_says_its_form(shipper: Shipper, daemon: Daemon) -> None:
 
 
 # --- again ----------------------------------------------------------------------------------------
-def test_restart_sends_all_of_it_again(shipper: Shipper, daemon: Daemon) -> None:
+def test_restart_sends_all_of_it_again_at_once(
+    shipper: Shipper, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "STALL_AFTER_S", 1_000.0)
     content = os.urandom(3 * CHUNK)
     shipper.submit(ANNA, Snapshot(1, content))
     daemon.take()
@@ -437,6 +440,25 @@ def test_room_is_made_of_the_oldest_that_may_be_dropped_and_were_not_begun(
     assert [s.number for s in snapshots if s.released.is_set()] == [3, 4]
     assert shipper.dropped(ANNA) == 2
     assert shipper.pending_bytes(ANNA) == 30
+
+
+def test_what_is_begun_while_its_owner_is_asked_is_not_dropped(
+    shipper: Shipper, daemon: Daemon
+) -> None:
+    shipper.disconnect()
+    snapshot = Snapshot(1)
+
+    def slowly() -> bool:
+        shipper.connect(daemon.address)
+        daemon.receive()
+        return True
+
+    shipper.submit(ANNA, snapshot, droppable=slowly)
+
+    shipper.make_room(ANNA, 5, 0.01)
+
+    assert (shipper.dropped(ANNA), shipper.unstored(ANNA)) == (0, 1)
+    assert not snapshot.released.is_set()
 
 
 def test_what_is_left_of_the_time_is_waited_for_the_daemon(

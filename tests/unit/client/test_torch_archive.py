@@ -252,6 +252,7 @@ def test_a_parameter_without_values_is_named(arena: Arena) -> None:
         saved(arena, model.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
 def test_a_script_module_is_stored_by_its_parameters(arena: Arena, tmp_path: Path) -> None:
     model = torch.jit.trace(torch.nn.Linear(2, 3), torch.ones(1, 2))
     found = loaded(saved(arena, model.state_dict()), tmp_path)

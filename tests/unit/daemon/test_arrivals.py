@@ -7,11 +7,12 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mle_client import artifact_wire as aw
@@ -27,11 +28,12 @@ CLIENT, OTHER = b"client", b"other"
 CONTENT = b"0123456789"
 # Stands in for `mle_client.rendering`: a figure is "fails", or becomes "picture of ...".
 PROGRAM = """
-import sys
+import sys, time
 figure = open(sys.argv[2]).read()
 if figure == "fails":
     sys.exit("it is ugly")
 open(sys.argv[4], "w").write("picture of " + figure)
+time.sleep(60 * (figure == "is slow"))
 """
 
 
@@ -80,14 +82,22 @@ class Rig:
 
     def finish_figures(self) -> None:
         """Let the process that renders end."""
-        end = time.monotonic() + 20
-        while not self.events:
-            assert time.monotonic() < end
+
+        def step() -> bool:
             self.arrivals.step(self.now)
-            time.sleep(0.005)
+            return bool(self.events)
+
+        wait_for(step)
 
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.folder.iterdir()}
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -539,14 +549,16 @@ def test_a_figure_that_cannot_be_rendered_will_never_arrive(rig: Rig) -> None:
 
 
 def test_a_figure_that_is_discarded_while_it_is_rendered_leaves_nothing(rig: Rig) -> None:
-    rig.offer(form="figure")
-    rig.chunk(0, CONTENT)
+    rig.offer(7, form="figure")
+    rig.chunk(0, b"is slow")
     rig.step()
+    wait_for(lambda: len(rig.files()) == 2)
 
     rig.arrivals.discard(ANNA, 1)
-    rig.step()
 
+    assert psutil.Process().children() == []
     assert rig.files() == {}
+    rig.step()
     assert rig.take_events() == []
 
 

