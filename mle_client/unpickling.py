@@ -16,14 +16,24 @@ from typing import IO, Any, Final
 from mle_client.errors import MLEError
 
 _TYPES: Final = {
-    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list"),
+    *(
+        "Ellipsis",
+        "bool",
+        "bytearray",
+        "bytes",
+        "complex",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+    ),
     *("object", "range", "set", "slice", "str", "tuple"),
 }
 # Names that are data, or make nothing but data of what they are given.
 _BUILTINS: Final = {
     "builtins": _TYPES,
     "collections": {"Counter", "OrderedDict", "defaultdict", "deque"},
-    "copyreg": {"_reconstructor"},
     "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
     "decimal": {"Decimal"},
     "fractions": {"Fraction"},
@@ -38,6 +48,7 @@ _NUMPY: Final = {
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
     "numpy.core.numeric": {"_frombuffer"},
+    "numpy.ma": {"MaskedArray"},
     "numpy.ma.core": {"MaskedArray", "_mareconstruct"},
     "numpy.random._pickle": {"__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"},
     "numpy.random.bit_generator": {"SeedSequence", "__pyx_unpickle_SeedSequence"},

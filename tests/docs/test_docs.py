@@ -230,6 +230,7 @@ def test_the_protocol_page_has_every_message_with_its_number_and_fields() -> Non
 
 def test_the_protocol_page_has_every_key_of_a_run_with_its_type() -> None:
     names = {bytes: "bin", float: "float", int: "int", type(None): "nil", bool: "bool", str: "str"}
+    names |= {dict: "map", list: "list"}
     described = [
         (key.strip("`"), kind.removesuffix(", 16 bytes"))
         for key, kind, _ in rows(section(WIRE, "Run"))

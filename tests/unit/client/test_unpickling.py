@@ -70,11 +70,9 @@ DATA = [
 ]
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize("obj", DATA, ids=range(len(DATA)))
 def test_data_comes_back(obj: Any, protocol: int) -> None:
-    if protocol == 2 and isinstance(obj, dict | bytearray | State | types.SimpleNamespace):
-        pytest.skip("old protocols say some types in a roundabout way")
     assert load(pickle.dumps(obj, protocol)) == obj
 
 

@@ -271,22 +271,19 @@ def test_stopping_does_not_wait_for_what_cannot_be_removed(
 
 
 def test_a_callback_that_fails_does_not_end_the_thread(
-    root: Path, caplog: pytest.LogCaptureFixture
+    desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk = Desk(root)
-    deliver = desk.deliver
     calls = []
 
     def fail_first(event: e.Event) -> None:
         calls.append(event)
         if len(calls) == 1:
             raise RuntimeError("no")
-        deliver(event)
+        desk.deliver(event)
 
     desk.landing.stop()
-    desk.landing = Landing(Checkpoints(str(root)), fail_first)
+    desk.landing = Landing(Checkpoints(str(desk.root)), fail_first)
     desk.submit(1, retained(1))
     desk.submit(2, retained(2))
     assert desk.wait(1) == [e.ArtifactStored(PRODUCER, 2)]
-    desk.landing.stop()
     assert "the outcome of storing artifact 1 was lost" in caplog.text
