@@ -64,9 +64,10 @@ class Core:
             case e.Received(client, message):
                 self._received(client, message, now)
             case e.Journaled(segment):
+                # First: what is noted because of a piece that is counted on now is not journaled.
+                self._out.extend(self._artifacts.journaled())
                 self._intake.journaled(segment, now)
                 self._publisher.journaled()
-                self._out.extend(self._artifacts.journaled())
                 self._intake.resume_flushes()
             case e.JournalFailed(error):
                 self._intake.journal_failed(error)

@@ -358,6 +358,12 @@ class Rig:
         for name in job.evict:
             self.artifacts.pop(f"{job.directory}/{name}", None)
 
+    def settle_files(self) -> None:
+        """Have all log files published, and no artifact stored."""
+        for _ in range(3):
+            self.tick(self.config.publish_max_age_s)
+            self.work()
+
     def settle(self) -> None:
         """Let time pass until nothing more is due."""
         for _ in range(100):
