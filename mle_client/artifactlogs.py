@@ -1,4 +1,4 @@
-"""`log.model_log`, `log.figure_log`, `log.extra_log`: what a logger has saved, as mle-logging shows it.
+"""`log.model_log`, `log.figure_log`, `log.extra_log`: what was saved, as mle-logging shows it.
 
 Right at once after the call that saved it.  They read what `saving` keeps and hold nothing of their
 own; whether a file is on disk yet, `flush()` says.

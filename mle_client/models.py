@@ -20,6 +20,8 @@ from mle_client.unpickling import load_restricted
 _NPY: Final = b"\x93NUMPY"
 _NPZ: Final = b"PK\x03\x04"
 _KERAS_ENDINGS: Final = (".h5", ".keras")
+# What readers raise for bytes that are not theirs.
+_UNREADABLE: Final = (EOFError, IndexError, KeyError, RuntimeError, ValueError)
 _NAMES_SHOWN: Final = 5  # of other files in the folder, in an error
 
 
@@ -81,8 +83,8 @@ def _load_torch(path: str, model: Any, weights_only: bool) -> Any:
             cause = str(error).partition("Please file an issue")[0].strip()
             raise UnsafeModel(path, f"more than weights ({cause})") from error
         raise LogDamaged(path, f"no torch checkpoint: {error}") from error
-    except (EOFError, RuntimeError) as error:
-        raise LogDamaged(path, f"no torch checkpoint: {error}") from error
+    except _UNREADABLE as error:
+        raise LogDamaged(path, f"no torch checkpoint: {error!r}") from error
     if model is None:
         return state
     model.load_state_dict(state)
@@ -95,7 +97,7 @@ def _load_pickle(path: str, weights_only: bool) -> Any:
             return load_restricted(file, path) if weights_only else pickle.load(file)
         except UnsafeModel:
             raise
-        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
+        except (pickle.UnpicklingError, *_UNREADABLE) as error:
             raise LogDamaged(path, f"no pickle, or only a part of one: {error!r}") from error
 
 
@@ -104,18 +106,16 @@ def _load_numpy(path: str, weights_only: bool) -> Any:
 
     with open(path, "rb") as file:
         start = file.read(len(_NPY))
-    if not start.startswith((_NPY, _NPZ)):
-        return _load_pickle(path, weights_only)
-    try:
-        found = np.load(path, allow_pickle=not weights_only)
-        if not start.startswith(_NPZ):
-            return found
-        with found:
-            return dict(found)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        if weights_only and "allow_pickle" in str(error):
-            raise UnsafeModel(path, "pickled objects in an array") from error
-        raise LogDamaged(path, f"no array: {error}") from error
+        if not start.startswith((_NPY, _NPZ)):
+            return _load_pickle(path, weights_only)
+        file.seek(0)
+        try:
+            found = np.load(file, allow_pickle=not weights_only)
+            return dict(found) if start.startswith(_NPZ) else found
+        except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, *_UNREADABLE) as error:
+            if weights_only and "allow_pickle" in str(error):
+                raise UnsafeModel(path, "pickled objects in an array") from error
+            raise LogDamaged(path, f"no array: {error!r}") from error
 
 
 def _load_keras(path: str, model: Any) -> Any:

@@ -7,7 +7,7 @@ nothing; the daemon takes the log over with the run's first publication.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mle_client import control, layout
@@ -32,7 +32,7 @@ class Resumed:
 
     rows: int = 0
     elapsed: float = 0.0
-    kept: Kept = Kept()
+    kept: Kept = field(default_factory=Kept)
     clocks: tuple[str, ...] = ()
     stats: tuple[str, ...] = ()
 
@@ -70,10 +70,7 @@ def resume(experiment_dir: str, seed_id: str, policy: Policy) -> Resumed | None:
     except KeyError:
         raise LogNotFound(path, f"reload=True: the file holds no run named {seed_id!r}") from None
     stored = read_kept(path, seed_id)
-    if stored:
-        kept = kept_from_json(stored)
-    else:
-        kept = kept_from_meta(run.meta, policy, experiment_dir)
+    kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy, experiment_dir)
     elapsed = run.time.get("time_elapsed", [])
     return Resumed(
         rows=max((len(column) for column in run.time.values()), default=0),

@@ -3,7 +3,8 @@
 The layout is the one that torch writes: contents aligned, checksums behind each content (bit 3 of
 the flags) and in the directory at the end, so that a content can be copied before its checksum is
 known.  Sources: PKWARE's APPNOTE.TXT 6.3.9, and torch's `caffe2/serialize/inline_container.cc` with
-its miniz, whose bytes these are.  It compresses nothing and computes no checksum.
+its miniz, whose bytes these are (but for the compressed size of a content of 4 GiB or more, which
+miniz leaves out where it is said a second time).  It compresses nothing and computes no checksum.
 """
 
 from __future__ import annotations

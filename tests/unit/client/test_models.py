@@ -102,7 +102,7 @@ def test_daemons_write_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     (tmp_path / "final_a.pkl").touch()
     for model_type in ("jax", "numpy", "sklearn"):
-        with pytest.raises(FileNotFoundError, match="there is final_a.pkl") as caught:
+        with pytest.raises(FileNotFoundError, match=r"there is final_a\.pkl") as caught:
             load_model(tmp_path / "final.pkl", model_type)
         assert isinstance(caught.value, LogNotFound)
     with pytest.raises(LogNotFound, match="nor a folder"):

@@ -53,6 +53,7 @@ def fonts() -> None:
             fig = mathtext()
             fig.text(0, 0, "letters")
             drawn_here(fig)
+            render_locally(fig, "pdf")
             plt.close(fig)
 
 

@@ -22,8 +22,8 @@ NOTE = m.Schema(1, (), (m.Field("note", m.TEXT), m.Field("v", m.Kind("<f4", (2,)
 RUN = m.Run(
     run_id=m.RunId(b"r" * 16), directory="/exp", experiment_dir="exp/", seed_id="seed_1",
     eval_id="cfg", model_type="torch", start_time=1.5, config_name="cfg.yaml", config_file=b"a: 1",
-    config_text="{'a': 1}", config_json="", num_seeds=None, overwrite=False, forked=False, reload=False, policy={},
-    kept={}, tboard=False, wandb={},
+    config_text="{'a': 1}", config_json="", num_seeds=None, overwrite=False, forked=False,
+    reload=False, policy={}, kept={}, tboard=False, wandb={},
     process=m.Process(1, "h", "7", "boot"),
 )  # fmt: skip
 MESSAGES = [
