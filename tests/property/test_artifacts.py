@@ -7,10 +7,13 @@ or twice.  What is compared with is a folder in which each save was carried out 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -295,4 +298,25 @@ def _comparable(portfolio: Portfolio) -> dict[str, Any]:
     return {name: repr(plain[name]) for name in ("every_k", "top_k", "retained")}
 
 
+Saving.TestCase.settings = settings(stateful_step_count=60, max_examples=settings().max_examples)
 TestSaving = Saving.TestCase
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_many_lives(seed: int) -> None:
+    """The same by plain chance, which gets further from the beginning than hypothesis does."""
+    chance = random.Random(seed)
+    for _ in range(20):
+        world = Saving()
+        policy = Policy(
+            every_k=chance.choice((None, 2, 5)),
+            top_k=chance.randint(1, 4),
+            top_k_metric="loss",
+            rules=chance.choice(RULES),
+        )
+        world.begin(policy, chance.random() < 0.3)
+        for _ in range(150):
+            action, loss = chance.choice(ACTIONS), chance.choice([*LOSSES, chance.random()])
+            world.happens(action, chance.randint(0, 20), loss)
+            world.the_folder_has_what_it_should_by_now()
+        world.teardown()
