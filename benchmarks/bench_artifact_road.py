@@ -3,12 +3,13 @@
     python benchmarks/bench_artifact_road.py [folder] [--mb 100] [--rounds 9]
 
 A `Shipper` in this process, an `ArtifactServer` in another one, `folder` (by default the current
-one) on the disk in question.  Interleaved with it, in this process, one `write` and `fsync` of the
-same bytes, which is what any copy to disk costs at least.  The time ends when this process knows
-that the file is synced; the goal is 1.3 times the raw write.
+one) on the disk in question.  Each artifact is followed by one `write` and `fsync` of the same
+bytes, which is what any copy to disk costs at least.  The time ends when this process knows that
+the file is synced; the goal is 1.3 times the raw write.
 
-Then the same with other sizes of chunks, and with the kernel asked more or less often to write what
-is there, and what the server process wrote, as the kernel counts it.
+It is done for several sizes of chunks, and with the kernel asked more or less often to write what
+is there, one after the other in each round: whatever else the machine does meets all of them.  The
+last column is what the server's process had written, as the kernel counts it, for each byte.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from mle_daemon.artifact_server import ArtifactServer
 GOAL = 1.3
 KIB, MIB = 2**10, 2**20
 CHUNKS = (256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB)
-WRITEBACKS = (MIB, 4 * MIB, 16 * MIB, 2**40)
+WRITEBACKS = {"every 1 MiB": MIB, "every 16 MiB": 16 * MIB, "at the end": 2**40}
 PRODUCER = ProducerId(b"benchmark-of-art")
 
 
@@ -93,51 +94,64 @@ def raw(folder: str, view: memoryview) -> float:
     return seconds
 
 
-def measure(
-    folder: str, view: memoryview, rounds: int, chunk: int, writeback: int
-) -> tuple[list[float], list[float], float]:
-    """Seconds through the road, seconds of raw writes, and bytes written for each byte."""
-    address = f"ipc://{folder}/socket"
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=serve, args=(there, address, folder, writeback)
-    )
-    process.start()
-    assert here.recv() == "ready"
-    parcels.CHUNK_BYTES = chunk  # type: ignore[misc]  # what is measured
-    shipper = Shipper()
-    shipper.add(PRODUCER, print)
-    shipper.connect(address)
-    road, plain = [], []
-    for number in range(1, rounds + 2):
+class Road:
+    """A shipper here and a server in another process, of one setting.
+
+    Args:
+        folder: on the disk, for this road alone.
+        chunk, writeback: in bytes.
+    """
+
+    def __init__(self, name: str, folder: str, chunk: int, writeback: int) -> None:
+        self.name = name
+        self.seconds: list[float] = []
+        self.raw_seconds: list[float] = []
+        self._folder = folder
+        self._chunk = chunk
+        self._count = 0
+        self._bytes = 0
+        os.mkdir(folder)
+        address = f"ipc://{folder}/socket"
+        self._pipe, there = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(there, address, folder, writeback)
+        )
+        self._process.start()
+        assert self._pipe.recv() == "ready"
+        self._shipper = Shipper()
+        self._shipper.add(PRODUCER, print)
+        self._shipper.connect(address)
+
+    def measure(self, view: memoryview) -> None:
+        """Ship an artifact, and write it raw; the first one connects and is not counted."""
+        parcels.CHUNK_BYTES = self._chunk  # type: ignore[misc]  # what is measured
+        self._count += 1
         began = time.perf_counter()
-        shipper.submit(PRODUCER, Memory(number, view))
-        path = here.recv()
+        self._shipper.submit(PRODUCER, Memory(self._count, view))
+        path = self._pipe.recv()
         seconds = time.perf_counter() - began
-        shipper.stored(PRODUCER, number)
+        self._shipper.stored(PRODUCER, self._count)
         with open(path, "rb") as file:
             assert file.read() == view
         os.unlink(path)
-        raw_seconds = raw(folder, view)
-        if number > 1:  # the first one connects, and finds cold caches
-            road.append(seconds)
-            plain.append(raw_seconds)
-    shipper.close()
-    here.send("stop")
-    written = here.recv() / (len(view) * (rounds + 1))
-    process.join()
-    return road, plain, written
+        self._bytes += len(view)
+        raw_seconds = raw(self._folder, view)
+        if self._count > 1:
+            self.seconds.append(seconds)
+            self.raw_seconds.append(raw_seconds)
 
-
-def report(name: str, road: list[float], plain: list[float], written: float) -> None:
-    """Print a line of the table."""
-    ours, theirs = statistics.median(road), statistics.median(plain)
-    print(
-        f"{name:24} {ours * 1e3:8.1f} {min(road) * 1e3:7.1f} {max(road) * 1e3:7.1f}"
-        f" {theirs * 1e3:8.1f} {min(plain) * 1e3:7.1f} {max(plain) * 1e3:7.1f}"
-        f" {ours / theirs:7.2f} {written:8.3f}",
-        flush=True,
-    )
+    def report(self) -> str:
+        """End the server.  Returns: a line of the table."""
+        self._shipper.close()
+        self._pipe.send("stop")
+        written = self._pipe.recv() / self._bytes
+        self._process.join()
+        ours, theirs = statistics.median(self.seconds), statistics.median(self.raw_seconds)
+        return (
+            f"{self.name:24} {ours * 1e3:8.1f} {min(self.seconds) * 1e3:7.1f}"
+            f" {theirs * 1e3:10.1f} {min(self.raw_seconds) * 1e3:7.1f}"
+            f" {ours / theirs:8.2f} {written:8.3f}"
+        )
 
 
 def main() -> None:
@@ -145,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", default=".")
     parser.add_argument("--mb", type=float, default=100)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     size = int(options.mb * 1e6)
     with contextlib.ExitStack() as stack:
@@ -157,16 +171,19 @@ def main() -> None:
         memory = mmap.mmap(file.fileno(), size)
         memory[:] = os.urandom(size)
         view = memoryview(memory)
-        default_chunk, default_writeback = parcels.CHUNK_BYTES, staging._WRITEBACK_BYTES
-        print(f"{options.mb:g} MB, {options.rounds} rounds; ms: median, least, most\n")
-        print(f"{'':24} {'road':>8} {'':>15} {'raw':>8} {'':>15} {'ratio':>7} {'written':>8}")
-        for chunk in CHUNKS:
-            found = measure(folder, view, options.rounds, chunk, default_writeback)
-            report(f"chunks of {chunk // KIB} KiB", *found)
-        for writeback in WRITEBACKS:
-            found = measure(folder, view, options.rounds, default_chunk, writeback)
-            name = "never" if writeback == 2**40 else f"every {writeback // MIB} MiB"
-            report(f"written out {name}", *found)
+        chunk, writeback = parcels.CHUNK_BYTES, staging._WRITEBACK_BYTES
+        settings = [(f"chunks of {each // KIB} KiB", each, writeback) for each in CHUNKS]
+        settings += [(f"written out {name}", chunk, each) for name, each in WRITEBACKS.items()]
+        roads = [
+            Road(name, f"{folder}/{i}", *setting) for i, (name, *setting) in enumerate(settings)
+        ]
+        for _ in range(options.rounds + 1):
+            for road in roads:
+                road.measure(view)
+        print(f"{options.mb:g} MB, {options.rounds} rounds; medians and least in ms\n")
+        print(f"{'':24} {'road':>8} {'':>7} {'raw':>10} {'':>7} {'ratio':>8} {'written':>8}")
+        for road in roads:
+            print(road.report(), flush=True)
         del view
 
 

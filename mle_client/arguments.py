@@ -95,7 +95,7 @@ def checked_policy(
         top_k_metric=metric if top_k is not None else None,
         minimize=True if minimize is None else bool(minimize),
         time_name=time_name,
-        rules=tuple(rules),
+        rules=rules,  # type: ignore[arg-type]  # made a tuple, or refused, there
     )
 
 

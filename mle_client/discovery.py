@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from mle_client import layout
+from mle_client import layout, runtime
 from mle_client.endpoint import READY, Endpoint, is_alive, local_daemons, read_endpoint
 from mle_client.errors import DaemonStartFailed
 
 DAEMON_VARIABLE: Final = "MLE_DAEMON"
 _LAST_WORDS_LINES: Final = 20  # of a daemon that did not start; a traceback's interesting end
+# A daemon that a logger started leaves when it has had no work for so long: longer than the pause
+# between two runs of a script, shorter than anyone would wonder why it is still there.
+OWN_DAEMON_IDLE_S: Final = 5.0
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -208,6 +211,35 @@ def start_daemon(
     except ValueError as error:
         # The exit status says less: where the trainer reaps children itself, it is lost.
         raise DaemonStartFailed(root, last_words(done.stderr)) from error
+
+
+def start_again(root: str) -> Endpoint:
+    """Start a root's daemon as the last one was started, if that was killed; else one of our own.
+
+    Raises:
+        DaemonStartFailed: as of `start_daemon`.
+    """
+    last = read_endpoint(root)
+    if last is None or last.state != READY:
+        return start_daemon(root, idle_timeout=OWN_DAEMON_IDLE_S)
+    options = last.options
+    return start_daemon(
+        root, idle_timeout=options.get("idle_timeout"), endpoint=options.get("endpoint")
+    )
+
+
+def has_leftovers(root: str) -> bool:
+    """Whether something waits for a daemon of a root: a journal, or the ring of a process."""
+    journal = layout.state_path(root, layout.JOURNAL_DIR)
+    return any(map(_has_entries, [journal, *runtime.ring_dirs(root)]))
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def last_words(stderr: bytes) -> str:

@@ -5,7 +5,6 @@
     │   └── VersionMismatch      the two sides speak different versions
     ├── RunRefused               the daemon will not take this run (says why and what to do)
     ├── LoggerClosed             update() after close()
-    ├── NotSupported             a part of mle-logging that this release does not have
     ├── DaemonUnavailable        no daemon answered in time
     │   ├── DaemonStartFailed    it was started and ended again; carries its last words
     │   └── DaemonSilent         its process is there, but did not answer in time
@@ -54,17 +53,6 @@ class RunRefused(MLEError):
 
 class LoggerClosed(MLEError, ValueError):
     """A logger was used after close()."""
-
-
-class NotSupported(MLEError, ValueError):
-    """A parameter or call of mle-logging's that this release does not have."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
-
-    def __str__(self) -> str:
-        return f"{self.what} is not supported by this release: leave it out; ticks are logged"
 
 
 class DaemonUnavailable(MLEError):

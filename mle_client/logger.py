@@ -163,6 +163,7 @@ class MLELogger:
             ckpt_time_to_track,
             retention,
         )
+        self._target = discovery.resolve(daemon, self.experiment_dir)
         resumed = self._resume(policy) if reload else Resumed()
         self.stats_log = StatsLog(self, time_to_track, what_to_track)
         self.stats_log.extend_tracking(resumed.stats, resumed.clocks)
@@ -174,10 +175,11 @@ class MLELogger:
         self._closing = threading.Lock()
         self._end: int | None = None  # the stream's last position, once it has ended
         self._channel: Channel | None = None
-        self._target = discovery.resolve(daemon, self.experiment_dir)
         os.makedirs(self.experiment_dir, exist_ok=True)
         config_name, config_file = arguments.config_file(config_fname, config_dict)
         text, as_json = configs.config_text(self.config_dict)
+        if use_wandb:
+            arguments.require("wandb", "use_wandb=True", "wandb")
         self._run = m.Run(
             run_id=m.RunId(secrets.token_bytes(16)),
             directory=os.path.realpath(self.experiment_dir),
@@ -361,7 +363,7 @@ class MLELogger:
         """What the run continues; loggers of this process that write it are closed."""
         path = layout.log_path(os.path.realpath(self.experiment_dir), self.seed_id)
         lifetime.close_writers_of(path)
-        found = resume(self.experiment_dir, self.seed_id, policy)
+        found = resume(self.experiment_dir, self._target.root, self.seed_id, policy)
         if found is None:
             warnings.warn(
                 f"reload=True: nothing was logged to {path} yet, so this run begins anew",

@@ -80,21 +80,27 @@ class Renderer:
         """
         # A list: where the process ends, they are sent again.
         pieces = [payload] if isinstance(payload, Buffer) else list(payload)
+        try:
+            with self._lock:
+                return self._render(pieces, timeout)
+        finally:
+            pieces.clear()  # an error's traceback would hold memory that is to be used again
+
+    def _render(self, pieces: list[Buffer], timeout: float) -> bytes:
         deadline = time.monotonic() + timeout
-        with self._lock:
-            for _ in range(_TRIES):
-                process = self._running()
-                try:
-                    return process.render(pieces, timeout, deadline)
-                except _ProcessEnded:
-                    how = self._end_process()
-                except TimeoutError as error:
-                    process.kill()
-                    self._end_process()
-                    raise RenderingFailed(
-                        f"the figure was not drawn within {timeout:g} s: draw less in it, or save "
-                        "it with savefig()"
-                    ) from error
+        for _ in range(_TRIES):
+            process = self._running()
+            try:
+                return process.render(pieces, timeout, deadline)
+            except _ProcessEnded:
+                how = self._end_process()
+            except TimeoutError as error:
+                process.kill()
+                self._end_process()
+                raise RenderingFailed(
+                    f"the figure was not drawn within {timeout:g} s: draw less in it, or save it "
+                    "with savefig()"
+                ) from error
         raise RenderingFailed(
             f"the process that draws figures ended {_TRIES} times over this one: {how}"
         )
@@ -182,10 +188,14 @@ class _Process:
             TimeoutError: no answer came before the deadline.
             _ProcessEnded: the process did not answer, or not what it should.
         """
-        figure = [view for piece in pieces if (view := memoryview(piece).cast("B"))]
-        size = sum(map(len, figure))
-        request = REQUEST.pack(REQUEST_MAGIC, limit * _OWN_LIMIT_FACTOR, size)
-        is_picture, answer = self._exchange(deque([memoryview(request), *figure]), deadline)
+        request = deque(memoryview(piece).cast("B") for piece in pieces)
+        size = sum(map(len, request))
+        head = REQUEST.pack(REQUEST_MAGIC, limit * _OWN_LIMIT_FACTOR, size)
+        request.appendleft(memoryview(head))
+        try:
+            is_picture, answer = self._exchange(request, deadline)
+        finally:
+            request.clear()  # as of `Renderer.render`
         if not is_picture:
             raise RenderingFailed(answer.decode("utf-8", "replace"))
         return answer

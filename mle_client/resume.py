@@ -7,11 +7,13 @@ nothing; the daemon takes the log over with the run's first publication.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mle_client import control, layout
-from mle_client.errors import LogNotFound
+from mle_client import control, discovery, layout
+from mle_client.endpoint import live_daemon
+from mle_client.errors import DaemonStartFailed, LogNotFound
 from mle_client.kept import Kept, kept_from_json, kept_from_meta
 from mle_client.retention import Policy
 
@@ -37,11 +39,12 @@ class Resumed:
     stats: tuple[str, ...] = ()
 
 
-def resume(experiment_dir: str, seed_id: str, policy: Policy) -> Resumed | None:
+def resume(experiment_dir: str, root: str, seed_id: str, policy: Policy) -> Resumed | None:
     """Read what a run continues.
 
     Args:
         experiment_dir: with the folder logs/ in it.
+        root: of its daemon.
         policy: which checkpoints the run keeps.
 
     Returns:
@@ -55,6 +58,7 @@ def resume(experiment_dir: str, seed_id: str, policy: Policy) -> Resumed | None:
         raise LogNotFound(
             experiment_dir, "reload=True continues what lies there, but there is no such folder"
         )
+    _bring_back(root)
     control.publish_before_reading(experiment_dir, _PUBLISH_TIMEOUT_S)
     from mle_client.reader import (
         read_kept,
@@ -79,6 +83,23 @@ def resume(experiment_dir: str, seed_id: str, policy: Policy) -> Resumed | None:
         clocks=tuple(name for name in run.time if name not in layout.OWN_CLOCKS),
         stats=tuple(read_names(path, seed_id)),
     )
+
+
+def _bring_back(root: str) -> None:
+    """Start a daemon where the last one was killed: it has what the file lacks in its journal.
+
+    And what a killed trainer has left in memory is for a daemon to take in.
+    """
+    if discovery.has_leftovers(root) and live_daemon(root) is None:
+        try:
+            discovery.start_again(root)
+        except DaemonStartFailed as error:
+            warnings.warn(
+                f"reload=True: what an earlier run left in {root} may be missing from what this "
+                f"one continues, for no daemon can be started to store it: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def _with_files(kept: Kept, experiment_dir: str, seed_id: str) -> Kept:

@@ -126,22 +126,19 @@ def _write_torch(model: Any, out: SnapshotWriter) -> None:
 def _write_keras(model: Any, out: SnapshotWriter) -> None:
     """Have keras write the only kind of file it writes, and copy that."""
     in_memory, on_disk = out.directories
-    try:
-        _copy_weights(model, in_memory, out)
-    except SnapshotFull:
-        raise
-    except OSError:  # HDF5's error where shared memory is full
-        out.restart()
-        _copy_weights(model, on_disk, out)
-
-
-def _copy_weights(model: Any, directory: str, out: SnapshotWriter) -> None:
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        path = os.path.join(folder, "model.weights.h5")  # keras takes no other ending
-        model.save_weights(path)
-        with open(path, "rb") as file:
-            for view in out.reserve(os.path.getsize(path)):
-                file.readinto(view)
+    for directory in (in_memory, on_disk):
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            path = os.path.join(folder, "model.weights.h5")  # keras takes no other ending
+            try:
+                model.save_weights(path)
+            except OSError:  # HDF5's error where shared memory is full
+                if directory == on_disk:
+                    raise
+                continue
+            with open(path, "rb") as file:
+                for view in out.reserve(os.path.getsize(path)):
+                    file.readinto(view)
+            return
 
 
 def _has_method(model: Any, name: str) -> bool:

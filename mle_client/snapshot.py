@@ -262,7 +262,6 @@ class SnapshotWriter:
         content = header.encode()
         inline = b"" if held else bytes(self._view[:size])  # it fits into a first segment
         name = f"{number}{SUFFIX}"
-        segments = self._segments
         try:
             path, claimed = _write_file(self._pool, name, content + inline, held)
             snapshot = Snapshot(self._pool, header, path, len(content), held, claimed)
@@ -274,7 +273,6 @@ class SnapshotWriter:
             # Not even an interruption leaves a header that speaks of recycled bytes.
             for directory in (self._pool.directory, self._pool.spill_directory):
                 _unlink(os.path.join(directory, name))
-            self._segments = segments
             self.abort()
             raise
         self.abort()  # gives back what the snapshot did not take

@@ -41,9 +41,6 @@ _HELLO_TIMEOUT_S: Final = 5.0
 _HEARTBEAT_S: Final = 10.0
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 30.0
-# A daemon that a logger started leaves when it has had no work for so long: longer than the pause
-# between two runs of a script, shorter than anyone would wonder why it is still there.
-OWN_DAEMON_IDLE_S: Final = 5.0
 
 
 @dataclass(eq=False, slots=True)
@@ -275,13 +272,7 @@ class Transport:
             return self._target.address, None  # it serves a root that cannot be seen from here
         if self._told_to_leave and not self._waits:
             return None, None  # a user stopped it; what is in the rings can wait
-        crashed = endpoint is not None and endpoint.state == READY
-        options = endpoint.options if crashed and endpoint is not None else {}
-        started = discovery.start_daemon(
-            self._target.root,
-            idle_timeout=options.get("idle_timeout") if crashed else OWN_DAEMON_IDLE_S,
-            endpoint=options.get("endpoint"),
-        )
+        started = discovery.start_again(self._target.root)
         return started.endpoint, started
 
     def _hello(self, link: _Link, now: float) -> None:

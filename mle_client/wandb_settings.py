@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-NOT_INSTALLED: Final = "use_wandb=True needs the package wandb: pip install mle-daemon[wandb]"
-
 _KEYS: Final = ("key", "entity", "project", "group", "name", "job_type")
 _DEFAULT_PROJECT: Final = "prototyping"  # as mle-logging's
 _NO_CONFIG_NAME: Final = "pholder_config"  # mle-logging's job type where there is no file

@@ -53,7 +53,8 @@ class Column:
         dtype: of one item; of a column of bytes that are not UTF-8, numpy's "S".
         shape: of one value, () for scalars.
         length: values stored.
-        dense: whether every row of the run has a value.
+        dense: no row numbers are stored beside it, for every row of the run has a value; in a log
+            that is not ours, it may have fewer.
         sealed: it lies in the form of a finished log, in which it cannot grow.
     """
 
@@ -168,7 +169,7 @@ def plan_append(
     blocks = [block for block in blocks if len(block)]
     times = np.concatenate([np.empty(0), *(block.times for block in blocks)])
     stop = first + len(times)
-    appends = list(_own_clocks(known, times, first, start_time)) if len(times) else []
+    appends = list(_own_clocks(known, times, first, start_time))
     problems: list[Problem] = []
     pieces = _pieces(blocks, first)
     for key in dict.fromkeys(itertools.chain(known, pieces)):
@@ -176,9 +177,9 @@ def plan_append(
         fitting, refused = _sort_out(key, before, pieces.get(key, []))
         problems += refused
         if fitting:
-            appends.append(_plan_values(key, before, fitting, stop, read))
+            appends.append(_plan_values(key, before, fitting, first, stop, read))
         elif before is not None and before.dense and before.length < stop and not _is_own(key):
-            appends.append(_plan_absence(before))
+            appends.append(_plan_absence(before, first))
     return Plan(stop, tuple(appends), tuple(problems))
 
 
@@ -275,9 +276,14 @@ def _is_own(key: Key) -> bool:
 
 
 def _plan_values(
-    key: Key, before: Column | None, pieces: Sequence[_Piece], stop: int, read: ReadColumn
+    key: Key,
+    before: Column | None,
+    pieces: Sequence[_Piece],
+    first: int,
+    stop: int,
+    read: ReadColumn,
 ) -> Append:
-    """What a column gains where it has values.  Args: stop: rows of the file afterwards."""
+    """What a column gains where it has values.  Args: first, stop: rows of the file, then and now."""
     columns = [piece.block.column(piece.index) for piece in pieces]
     dtype: Dtype
     if pieces[0].kind.code == "str":
@@ -293,7 +299,9 @@ def _plan_values(
     length = len(values) + (before.length if before else 0)
     dense = length == stop and (before is None or before.dense)
     after = Column(*key, dtype, pieces[0].kind.shape, length, dense)
-    return Append(before, after, np.ascontiguousarray(values), _row_numbers(before, dense, rows))
+    if before is not None and before.dense and not dense:
+        rows = np.concatenate([_stored_rows(before, first), rows])
+    return Append(before, after, np.ascontiguousarray(values), None if dense else rows)
 
 
 def _text(column: Column) -> Text:
@@ -303,31 +311,43 @@ def _text(column: Column) -> Text:
     return Text(text_width(column.dtype.itemsize))
 
 
-def _row_numbers(before: Column | None, dense: bool, rows: Rows) -> Rows | None:
-    """The row numbers to append; those of all values where the column just became sparse."""
-    if dense:
-        return None
-    if before is not None and before.dense:
-        return np.concatenate([np.arange(before.length, dtype=np.int64), rows])
-    return rows
+def _stored_rows(column: Column, first: int) -> Rows:
+    """The rows of a column beside which none are stored.  Args: first: rows of the file.
+
+    A clock of mle-logging's that is short lacks the last ones: a kill came between.  Of a statistic
+    that is short nobody knows its rows: negative numbers are those of no row.
+    """
+    length = column.length
+    unknown = length < first and column.group == "stats"
+    return np.arange(-length, 0) if unknown else np.arange(length, dtype=np.int64)
 
 
-def _plan_absence(before: Column) -> Append:
-    """What a column gains that had every row so far, and none of the new ones."""
-    after = replace(before, dense=False)
+def _plan_absence(before: Column, first: int) -> Append:
+    """What a column gains that had no row numbers so far, and has none of the new rows."""
+    after = replace(before, dense=False, sealed=False)
     nothing = np.empty((0, *before.shape), numpy_dtype(before.dtype))
-    return Append(before, after, nothing, np.arange(before.length, dtype=np.int64))
+    return Append(before, after, nothing, _stored_rows(before, first))
 
 
 def _own_clocks(
     known: Mapping[Key, Column], times: npt.NDArray[np.float64], first: int, start_time: float
 ) -> Iterator[Append]:
-    """What the clocks gain that every tick has."""
+    """What the clocks gain that every tick has.
+
+    In a log of mle-logging's they may be short, for a kill came between: they are filled up.
+    """
     stop = first + len(times)
+    lengths = [known[key].length if (key := ("time", n)) in known else 0 for n in layout.OWN_CLOCKS]
+    short = first - min(lengths)
+    times = np.concatenate([np.full(short, np.nan), times])
+    if not len(times):
+        return
     with np.errstate(invalid="ignore", over="ignore"):  # a time stamp may be any float
         elapsed = times - start_time
-    updates = np.arange(first + 1, stop + 1, dtype=np.int64)
+    updates = np.arange(first - short + 1, stop + 1, dtype=np.int64)
     clocks = (time_texts(times), elapsed, updates)
-    for name, values in zip(layout.OWN_CLOCKS, clocks, strict=True):
-        after = Column("time", name, values.dtype, (), stop, dense=True)
-        yield Append(known.get(("time", name)), after, values, None)
+    for name, values, length in zip(layout.OWN_CLOCKS, clocks, lengths, strict=True):
+        missing = values[length - stop :] if length < stop else values[:0]
+        if len(missing):
+            after = Column("time", name, values.dtype, (), stop, dense=True)
+            yield Append(known.get(("time", name)), after, missing, None)

@@ -31,6 +31,7 @@ from mle_daemon.h5file import (
     Id,
     append_rows,
     file_type,
+    foreign_columns,
     link,
     memory_type,
     read_blocks,
@@ -72,6 +73,20 @@ def begin(file: Id, run: Run, seed_id: str) -> None:
     set_number(seed, layout.FORMAT_ATTR, np.int64(layout.FILE_FORMAT))
     set_number(seed, layout.START_ATTR, np.float64(run.start_time))
     set_text(seed, layout.RUN_ATTR, run.run_id.hex())
+
+
+def adopt(file: Id, seed_id: str) -> None:
+    """Give a log of mle-logging's the groups and names of ours.  Next: `append`, `mark`."""
+    seed = h5py.Group(h5g.open(file, seed_id.encode()))
+    for name in layout.GROUPS:
+        seed.require_group(name)
+    for name in ("time", "stats"):
+        group = seed[name]
+        for column, _ in foreign_columns(seed, name):
+            if layout.escape(column) != column:
+                group.move(column, layout.escape(column))
+        for emptied in [key for key, item in group.items() if isinstance(item, h5py.Group)]:
+            del group[emptied]
 
 
 def append(file: Id, seed_id: str, plan: Plan) -> None:

@@ -190,7 +190,8 @@ def read_blocks(dataset: Id, dtype: np.dtype[Any], memory: Id) -> Iterator[tuple
 
 def column_blocks(file: H5File, seed_id: str, column: Column) -> Iterator[Array]:
     """The values of a column in blocks."""
-    dataset = file[seed_id][column.group][layout.escape(column.name)]
+    group, stored = file[seed_id][column.group], layout.escape(column.name)
+    dataset = group[stored if stored in group else column.name]  # the latter in a foreign log
     for _, values in read_blocks(dataset.id, dataset.dtype, h5t.py_create(dataset.dtype)):
         yield values
 
@@ -258,10 +259,10 @@ def describe(file: H5File, path: str, size: int) -> FileState:
         LogDamaged: there is no log in it, or one whose parts do not fit together.
     """
     try:
-        seeds = [name for name, group in file.items() if set(layout.GROUPS) <= set(group)]
+        seeds = [group for group in file.values() if set(layout.GROUPS) & set(group)]
         if not seeds:
             raise LogDamaged(path, "there is no log in it")
-        seed = file[seeds[0]]
+        seed = seeds[0]
         if layout.FORMAT_ATTR not in seed.attrs:
             return _describe_foreign(seed, size)
         if seed.attrs[layout.FORMAT_ATTR] > layout.FILE_FORMAT:
@@ -320,18 +321,26 @@ def _check_lengths(seed: H5File, state: FileState, path: str) -> None:
 
 def _describe_foreign(seed: H5File, size: int) -> FileState:
     """What a log of mle-logging's holds, which does not say to which rows a value belongs."""
-    found = [
-        (group, name, dataset)
-        for group in ("time", "stats")
-        for name, dataset in seed[group].items()
-        if isinstance(dataset, h5py.Dataset)
-    ]
-    rows = max((len(dataset) for _, _, dataset in found), default=0)
     columns = {
-        (group, name): _column(group, name, dataset, len(dataset) == rows)
-        for group, name, dataset in found
+        (group, name): _column(group, name, dataset, dense=True)
+        for group in ("time", "stats")
+        for name, dataset in foreign_columns(seed, group)
     }
+    rows = max((column.length for column in columns.values()), default=0)
     return FileState("", rows, {}, columns, "", 0.0, size)
+
+
+def foreign_columns(seed: H5File, group: str) -> list[tuple[str, H5File]]:
+    """The columns of a log of mle-logging's by name: a name with slashes is nested groups there."""
+    found: list[tuple[str, H5File]] = []
+
+    def visit(name: str, item: H5File) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape:
+            found.append((name, item))
+
+    if group in seed:
+        seed[group].visititems(visit)
+    return found
 
 
 def _column(group: str, name: str, dataset: H5File, dense: bool) -> Column:

@@ -164,6 +164,8 @@ class Store:
                 h5edit.begin(file, job.run, job.seed_id)
             elif not h5file.is_still(file, job.seed_id, before):
                 raise LogDamaged(path, _CHANGED)
+            elif not before.run:
+                h5edit.adopt(file, job.seed_id)
             h5edit.append(file, job.seed_id, plan)
             h5edit.write_kept(file, job.seed_id, job)
             h5edit.mark(file, job.seed_id, after)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from mle_client import MLELogger, load_log
-from mle_client.errors import LoggerClosed, MLEError, NotSupported
+from mle_client.errors import LoggerClosed, LogNotFound, MLEError
 from tests.integration import daemons
 
 
@@ -92,8 +92,11 @@ def test_a_config_dict_is_stored_and_comes_back(served: Path) -> None:
         ({"config_dict": [1]}, TypeError, "dict"),
         ({"daemon": "nonsense://x"}, ValueError, "address"),
         ({"daemon": "tcp://127.0.0.1:x"}, ValueError, "address"),
-        ({"use_tboard": True}, NotSupported, "leave it out"),
-        ({"reload": True}, NotSupported, "leave it out"),
+        ({"reload": True}, LogNotFound, "no such folder"),
+        ({"save_top_k_ckpt": 3}, ValueError, "top_k_metric_name"),
+        ({"save_every_k_ckpt": 0}, ValueError, "at least 1"),
+        ({"retention": [3]}, TypeError, "list of rules"),
+        ({"use_wandb": True, "wandb_config": {"projekt": "x"}}, ValueError, "projekt"),
     ],
 )
 def test_bad_arguments_are_refused_with_advice(

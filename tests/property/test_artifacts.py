@@ -187,7 +187,7 @@ class Saving(RuleBasedStateMachine):
             return
         lost = wanted[number % len(wanted)]
         saved = self.numbers[lost]
-        if isinstance(saved, Saved):
+        if isinstance(saved, Saved) and all(saved is not each for each in self.landed):
             rig.deliver(e.NotArrived(self.trainer.id, lost, "torn", final=True))
             rig.write_journal()
             self.held.discard(lost)

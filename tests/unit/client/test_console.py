@@ -313,6 +313,7 @@ def test_a_full_pipe_holds_up_nobody(
     stdout_to(writing)
     problems: list[str] = []
     shown = make_console(on_problem=problems.append)
+    print("before")  # stays in a buffer of stdout's
     log(shown, *range(1, 5001))
     if read_on:
         received = b""
@@ -320,6 +321,7 @@ def test_a_full_pipe_holds_up_nobody(
             assert select.select([reading], [], [], TIMEOUT)[0]
             received += os.read(reading, 65536)
         assert shown.close(TIMEOUT)
+        assert received.startswith(b"before\n")
         seen = numbers(received.decode())
         assert seen == sorted(set(seen))
         assert len(seen) + shown.left_out == 5000

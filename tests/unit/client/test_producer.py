@@ -316,7 +316,7 @@ def test_saving_and_artifacts_are_passed_on_after_the_tick(stage: Stage) -> None
     stage.update({"step": 2}, {"loss": 1.0}, save=True)
     stage.update({"step": 3}, {"loss": 1.0}, "model", None, None, None, True)
     assert stage.saves == 3
-    assert stage.artifacts == [("model", None, None, None)]
+    assert stage.artifacts == [({"step": 3}, {"loss": 1.0}, "model", None, None, None)]
     assert stage.column("step") == [1, 2, 3]
 
 

@@ -217,6 +217,20 @@ def test_without_matplotlib_the_reason_says_so(
         renderer.render(figure(), TIMEOUT_S)
 
 
+def test_the_memory_of_a_figure_that_failed_is_free(renderer: Renderer) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    for draw, timeout in [(fail, TIMEOUT_S), (hang, 0.5)]:
+        memory = bytearray(figure(draw))
+        with pytest.raises(RenderingFailed) as caught:
+            renderer.render(
+                (memoryview(memory)[at : at + 100] for at in range(0, len(memory), 100)), timeout
+            )
+        memory.append(0)  # a BufferError if anything looks at it
+        assert caught.value.__traceback__ is not None
+
+
 # --- crashes --------------------------------------------------------------------------------------
 def test_a_crash_is_tried_once_more_and_then_an_error(renderer: Renderer, tmp_path: Path) -> None:
     tries = tmp_path / "tries"

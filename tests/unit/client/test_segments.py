@@ -214,7 +214,7 @@ def test_a_forgotten_pool_is_not_locked_by_a_thread_that_is_not_there(tmp_path: 
     def hold() -> None:
         with pool._lock:
             locked.set()
-            end.wait(10)
+            end.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()

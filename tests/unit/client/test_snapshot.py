@@ -311,7 +311,8 @@ def test_torn_and_foreign_files_are_passed_over(arena: Arena, tmp_path: Path) ->
     (memory / "5.snap").write_bytes(b"")
     (memory / "6.snap").write_bytes(whole[:-3])
     (memory / "7.snap").write_bytes(random.Random(1).randbytes(500))
-    (memory / "8.snap").write_bytes(whole)  # another number inside
+    take(arena, b"x", 12)
+    (memory / "12.snap").rename(memory / "8.snap")  # another number inside
     (memory / "9.snap").mkdir()
     (memory / "10.snap.new").write_bytes(whole)
     (memory / "notes.txt").write_text("hello")

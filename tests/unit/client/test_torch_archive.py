@@ -160,28 +160,39 @@ def test_tied_weights_are_stored_once_and_stay_tied(arena: Arena, tmp_path: Path
     assert found["decoder"][0, 0] == found["bias"][0] == 5.0
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_what_changes_is_noticed_though_the_structure_was_remembered(
     arena: Arena, tmp_path: Path
 ) -> None:
-    base = torch.arange(12.0)
+    base, other, learnt = (torch.arange(12.0) for _ in range(3))
+    learnt.requires_grad_()
+    numbers = torch.arange(4.0) * (1 + 2j)
+    versioned = OrderedDict(a=base, b=base)
+    versioned._metadata = {"": {"version": 2}}  # type: ignore[attr-defined]
     states: list[Any] = [
         {"a": base, "b": base},
-        {"a": base, "b": base.clone()},  # no longer shared
-        {"a": base, "b": base[1:]},
-        {"a": base, "b": base[:-1]},
+        {"a": base, "b": other},  # no longer shared
+        {"a": base, "b": other[1:]},
+        {"a": base, "b": other[:-1]},
+        {"a": base, "b": other[:-1].clone()},
         {"a": base.reshape(3, 4), "b": base},
         {"a": base.reshape(4, 3).t(), "b": base},
         {"a": base.int(), "b": base},
         {"a": base, "c": base},
-        {"b": base, "a": base},
-        {"a": base, "b": base.requires_grad_()},
-        {"a": torch.nn.Parameter(base), "b": base},
+        {"c": base, "a": base},
+        {"a": base, "b": learnt},
+        {"a": learnt, "b": learnt},
+        {"a": torch.nn.Parameter(base), "b": learnt},
         OrderedDict(a=base, b=base),
+        versioned,
         {"a": base, "b": 5},
+        {"a": numbers},
+        {"a": numbers.conj()},
+        {"a": numbers.imag},
+        {"a": numbers.conj().imag},
+        {"a": torch.quantize_per_tensor(base, 0.5, 0, torch.quint8)},
+        {"a": torch.quantize_per_tensor(base, 0.25, 0, torch.quint8)},
     ]
-    versioned = OrderedDict(a=base, b=base)
-    versioned._metadata = {"": {"version": 2}}  # type: ignore[attr-defined]
-    states.append(versioned)
     for state in [*states, *reversed(states)]:
         content = saved(arena, state)
         assert without_checksums(content) == without_checksums(saved_by_torch(state))

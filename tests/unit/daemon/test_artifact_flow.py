@@ -246,6 +246,7 @@ def test_an_attempt_of_the_socket_that_failed_is_a_notice(rig: Rig) -> None:
     number = trainer.save()
     rig.deliver(e.NotArrived(trainer.id, number, "disk full", final=False))  # not known yet
     taken(rig, trainer)
+    assert notices(rig.answers(ANNA)) == []
     for _ in range(2):
         rig.deliver(e.NotArrived(trainer.id, number, "disk full", final=False))
     assert notices(rig.answers(ANNA)) == [f"artifact {number} could not be received: disk full"]
@@ -283,6 +284,8 @@ def test_an_outcome_that_nobody_waits_for_harms_nobody(rig: Rig) -> None:
         rig.deliver(event)
     rig.settle()
     assert rig.rows(trainer) == [1, 2]
+    assert rig.discarded == []
+    assert dict(stored(rig.answers(ANNA))) == {9: ""}
 
 
 # --- a process is gone ----------------------------------------------------------------------------
@@ -329,6 +332,29 @@ def test_a_client_that_was_only_silent_is_told_that_what_it_saved_is_lost(rig: R
     rig.arrive(trainer, number)  # too late
     assert stored(rig.answers(BERT)) == [(number, why)]
     assert rig.discarded == [(trainer.id, number)]
+
+
+def test_a_lost_checkpoint_that_nobody_misses_is_no_news(rig: Rig) -> None:
+    trainer = models()
+    first, second = trainer.save("model"), trainer.save("model")
+    taken(rig, trainer)
+    rig.deliver(e.ProducerGone(trainer.id, frozenset((second,))))
+    rig.write_journal()
+    replies = rig.answers(ANNA)
+    assert notices(replies) == []
+    assert [number for number, _ in stored(replies)] == [first]
+
+
+def test_bytes_of_a_lost_artifact_are_told_of_when_the_journal_knows(rig: Rig) -> None:
+    trainer = Trainer().log(1)
+    number = trainer.save()
+    taken(rig, trainer)
+    rig.answers(ANNA)
+    rig.deliver(e.NotArrived(trainer.id, number, "no", final=True))
+    rig.deliver(e.Arrived(trainer.id, number, staged(trainer, number), 1))
+    assert stored(rig.answers(ANNA)) == []
+    rig.write_journal()
+    assert len(stored(rig.answers(ANNA))) == 1
 
 
 def test_a_silent_client_whose_bytes_are_here_loses_nothing(rig: Rig) -> None:

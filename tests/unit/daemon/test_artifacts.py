@@ -402,6 +402,33 @@ def test_a_process_that_is_gone_loses_what_it_did_not_leave_behind() -> None:
     assert run.of.wanted(ANNA) == {left}
 
 
+def test_a_process_that_is_gone_does_not_lose_what_was_dropped() -> None:
+    run = Run()
+    run.model(), run.model()
+    run.drop(1)
+    assert run.of.gone(ANNA, [2]) == {}
+    run.arrive(2)
+    assert run.store_all() == [2]
+
+
+def test_a_checkpoint_that_is_missed_cannot_be_dropped() -> None:
+    """Whoever says so is no client of ours; the files are as if it had never been saved."""
+    run = Run(Policy(every_k=2))
+    run.model(), run.model(), run.model()
+    run.drop(2)
+    run.drop(3)
+    assert run.of.kept.portfolio == Portfolio(saves=1)
+    run.arrive(1)
+    assert run.store_all() == [1]
+
+
+def test_a_lost_checkpoint_leaves_the_initial_one_alone() -> None:
+    run = Run()
+    run.announce("init"), run.model()
+    run.of.lose((ANNA, 2))
+    assert run.of.kept.portfolio == Portfolio(init_saved=True)
+
+
 def test_a_lost_initial_checkpoint_is_not_kept_unless_it_was_saved_again() -> None:
     run = Run()
     run.announce("init"), run.announce("init")
