@@ -76,6 +76,7 @@ def train(config_fname: str, seed: int) -> None:
         time_to_track=["num_steps", "num_epochs"],
         what_to_track=["train_loss", "test_loss", "train_accuracy", "test_accuracy"],
         overwrite=True,
+        use_tboard=True,
         model_type="sklearn",
         ckpt_time_to_track="num_epochs",
         save_every_k_ckpt=EVERY_K,

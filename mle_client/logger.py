@@ -99,7 +99,7 @@ class MLELogger:
         sync: have every saving call wait until the file is there; MLE_SYNC=1 says the same.
         num_seeds: how many seeds this configuration has, if known.
         on_error: called from another thread with what goes wrong in the background.
-        strict: raise what went wrong in the background at the next update().
+        strict: raise what went wrong in the background at the next update() or save.
         retention: further rules of `mle_client.retention`; a checkpoint stays in models/retained
             while one of them wants it.
 
@@ -439,11 +439,13 @@ class MLELogger:
             TypeError, ValueError: it cannot be saved; says what to give instead.
             OSError: there is no room to take its bytes.
         """
+        self._raise_if_failed()
         self._saver.save_model(model)
         self._saved()
 
     def save_init_model(self, model: Any) -> None:
         """Save the initial checkpoint, to models/init.  Raises: as of `save_model`."""
+        self._raise_if_failed()
         self._saver.save_init_model(model)
         self._saved()
 
@@ -457,6 +459,7 @@ class MLELogger:
             TypeError, ValueError: it is no figure, or the name leads out of figures/.
             OSError: as of `save_model`.
         """
+        self._raise_if_failed()
         self._saver.save_plot(fig, fig_fname)
         self._saved()
 
@@ -470,6 +473,7 @@ class MLELogger:
             TypeError, ValueError: it cannot be pickled, or the name leads out of extra/.
             OSError: as of `save_model`.
         """
+        self._raise_if_failed()
         self._saver.save_extra(obj, obj_fname)
         self._saved()
 
@@ -492,6 +496,11 @@ class MLELogger:
         if self._run.tboard and (model is not None or grads is not None):
             self._saver.save_histograms(clock_tick, model, grads)
         self._saved()
+
+    def _raise_if_failed(self) -> None:
+        """With `strict`, raise what went wrong in the background."""
+        if self._raise_next is not None:
+            self._raise()
 
     def _saved(self) -> None:
         """With `sync`, wait until what was saved is on disk."""

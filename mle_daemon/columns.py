@@ -177,9 +177,15 @@ def plan_append(
         fitting, refused = _sort_out(key, before, pieces.get(key, []))
         problems += refused
         if fitting:
-            appends.append(_plan_values(key, before, fitting, first, stop, read))
+            append = _plan_values(key, before, fitting, stop, read)
         elif before is not None and before.dense and before.length < stop and not _is_own(key):
-            appends.append(_plan_absence(before, first))
+            append = _plan_absence(before)
+        else:
+            continue
+        if append.rows is not None and before is not None and before.dense:
+            stored = _stored_rows(before, first, known)
+            append = replace(append, rows=np.concatenate([stored, append.rows]))
+        appends.append(append)
     return Plan(stop, tuple(appends), tuple(problems))
 
 
@@ -276,14 +282,9 @@ def _is_own(key: Key) -> bool:
 
 
 def _plan_values(
-    key: Key,
-    before: Column | None,
-    pieces: Sequence[_Piece],
-    first: int,
-    stop: int,
-    read: ReadColumn,
+    key: Key, before: Column | None, pieces: Sequence[_Piece], stop: int, read: ReadColumn
 ) -> Append:
-    """What a column gains where it has values.  Args: first, stop: rows of the file, then and now."""
+    """What a column gains where it has values.  Args: stop: rows of the file afterwards."""
     columns = [piece.block.column(piece.index) for piece in pieces]
     dtype: Dtype
     if pieces[0].kind.code == "str":
@@ -299,8 +300,6 @@ def _plan_values(
     length = len(values) + (before.length if before else 0)
     dense = length == stop and (before is None or before.dense)
     after = Column(*key, dtype, pieces[0].kind.shape, length, dense)
-    if before is not None and before.dense and not dense:
-        rows = np.concatenate([_stored_rows(before, first), rows])
     return Append(before, after, np.ascontiguousarray(values), None if dense else rows)
 
 
@@ -311,22 +310,29 @@ def _text(column: Column) -> Text:
     return Text(text_width(column.dtype.itemsize))
 
 
-def _stored_rows(column: Column, first: int) -> Rows:
-    """The rows of a column beside which none are stored.  Args: first: rows of the file.
-
-    A clock of mle-logging's that is short lacks the last ones: a kill came between.  Of a statistic
-    that is short nobody knows its rows: negative numbers are those of no row.
-    """
-    length = column.length
-    unknown = length < first and column.group == "stats"
-    return np.arange(-length, 0) if unknown else np.arange(length, dtype=np.int64)
-
-
-def _plan_absence(before: Column, first: int) -> Append:
-    """What a column gains that had no row numbers so far, and has none of the new rows."""
+def _plan_absence(before: Column) -> Append:
+    """What a column gains that had every row so far, and none of the new ones."""
     after = replace(before, dense=False, sealed=False)
     nothing = np.empty((0, *before.shape), numpy_dtype(before.dtype))
-    return Append(before, after, nothing, _stored_rows(before, first))
+    return Append(before, after, nothing, np.empty(0, np.int64))
+
+
+def _stored_rows(column: Column, first: int, known: Mapping[Key, Column]) -> Rows:
+    """The rows of the values beside which no row numbers are stored.
+
+    All of them, as a rule.  In a log of mle-logging's a column may be shorter.  As long as one of
+    the clocks it lacks the last rows: a kill came between.  Of any other nobody knows the rows;
+    their values get negative numbers, which are those of no row.
+
+    Args:
+        first: rows of the file.
+        known: its columns.
+    """
+    length = column.length
+    clocks = {other.length for (group, _), other in known.items() if group == "time"}
+    if length == first or length in clocks:
+        return np.arange(length, dtype=np.int64)
+    return np.arange(-length, 0, dtype=np.int64)
 
 
 def _own_clocks(

@@ -293,7 +293,8 @@ class Daemon:
     def _scan_rings(self, now: float) -> None:
         """Read the rings of processes that are gone, and see which others there are."""
         places = probes.find_rings(self._config.root)
-        alive = {place.producer for place in places}
+        rings = {place.producer for place in places}
+        alive = set(rings)
         for ring in probes.abandoned(places):
             alive.discard(ring.place.producer)
             try:
@@ -302,13 +303,14 @@ class Daemon:
                 _LOG.warning("the ring in %s cannot be read: %s", ring.place.directory, error)
             finally:
                 ring.close()
+        # One with a ring is gone when that has been read, and with what it has left behind.
         for producer, process in self._core.processes().items():
-            if producer not in alive and probes.is_gone(process):
+            if producer not in rings and probes.is_gone(process):
                 self._deliver(e.ProducerGone(producer))
         for producer in self._core.silent(now - _SILENT_AFTER_S):
-            if producer not in alive and now - self._started > _SILENT_AFTER_S:
+            if producer not in rings and now - self._started > _SILENT_AFTER_S:
                 self._deliver(e.ProducerGone(producer))
-        self._deliver(e.RingsSeen(frozenset(place.producer for place in places)))
+        self._deliver(e.RingsSeen(frozenset(rings)))
         if alive or not self._core.idle:
             self._last_work = now
         idle_timeout = self._config.idle_timeout_s
@@ -334,6 +336,7 @@ class Daemon:
         elif producer not in self._stuck and not self._core.degraded:
             self._stuck.add(producer)
             _LOG.error("the ring in %s does not go on where the journal ends", ring.place.directory)
+            self._take_left(ring)
 
     def _take_left(self, ring: probes.AbandonedRing) -> None:
         """Have the artifacts that a dead process left in memory stored."""
