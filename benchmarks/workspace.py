@@ -60,6 +60,11 @@ class Workspace:
         """Where the run's log is."""
         return Path(layout.log_path(str(self.root / name), f"seed_{seed}"))
 
+    @property
+    def daemon_pid(self) -> int:
+        """The daemon's process."""
+        return self._daemon.pid
+
     def daemon_cpu_s(self) -> float:
         """CPU time that the daemon has used so far, in seconds."""
         return cpu_s(self._daemon.pid)

@@ -32,7 +32,7 @@ ARTIFACT_VERSION: Final = 1
 
 # Bounds.  A larger artifact than this is a mistake: it would take an hour at 300 MB/s.
 MAX_ARTIFACT_BYTES: Final = 2**40
-# Of one chunk.  What a client may make a daemon hold at once is a few of them.
+# Of one chunk.  A client can make a daemon hold a few of them at once.
 MAX_CHUNK_BYTES: Final = 4 * 2**20
 MAX_REASON_BYTES: Final = 4_096  # UTF-8 bytes
 _MAX_HEAD_BYTES: Final = MAX_REASON_BYTES + 256

@@ -127,23 +127,23 @@ class Layout:
         Returns:
             "" where there is nothing to show.
         """
-        console = Console(file=stream, width=WIDTH, force_jupyter=False)
-        with console.capture() as captured:
-            match line:
-                case Started(facts):
-                    console.print(_welcome())
-                    console.print(_panel(facts))
-                case Reloaded(path, seconds):
-                    console.print(_reloaded(path, seconds))
-                case Stored(paths):
-                    if (table := self._storage(paths)).row_count:
-                        console.print(table, justify="left")
-                case Row():
-                    console.print(self._table(line), justify="center")
-                case Missing(count):
-                    text = f"… {count} left out: lines came faster than they were printed"
-                    console.print(Text(text, justify="center"))
-        return str(captured.get())
+        out = _Copy(stream)
+        console = Console(file=out, width=WIDTH, force_jupyter=False)
+        match line:
+            case Started(facts):
+                console.print(_welcome())
+                console.print(_panel(facts))
+            case Reloaded(path, seconds):
+                console.print(_reloaded(path, seconds))
+            case Stored(paths):
+                if (table := self._storage(paths)).row_count:
+                    console.print(table, justify="left")
+            case Row():
+                console.print(self._table(line), justify="center")
+            case Missing(count):
+                text = f"… {count} left out: lines came faster than they were printed"
+                console.print(Text(text, justify="center"))
+        return out.getvalue()
 
     def _storage(self, paths: Mapping[str, str | None]) -> Table:
         table = _plain_table(show_header=False)
@@ -179,6 +179,21 @@ class Layout:
     def _own_clocks(self, row: Row) -> tuple[str, float, int]:
         now = datetime.fromtimestamp(row.seconds).strftime(TIME_FORMAT)
         return now, row.seconds - self._start_time, row.number
+
+
+class _Copy(io.StringIO):
+    """Looks like a stream to rich, which would flush the stream itself, and wait for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a property of StringIO's, too
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 @functools.cache

@@ -25,20 +25,8 @@ from mle_client.retention import (
     to_plain,
 )
 
-# The lists of meta/ that this module writes; a continued log may hold those of mle-logging.
-META_LISTS: Final = (
-    "model_ckpt",
-    "init_ckpt",
-    "ckpt_time_to_track",
-    "top_k_metric_name",
-    "every_k_storage_time",
-    "every_k_ckpt_list",
-    "top_k_storage_time",
-    "top_k_ckpt_list",
-    "top_k_performance",
-    "fig_storage_paths",
-    "extra_storage_paths",
-)
+# The lists of meta/ that a run does not have while it has stored nothing of their kind.
+OPTIONAL_LISTS: Final = ("model_ckpt", "init_ckpt", "fig_storage_paths", "extra_storage_paths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +171,12 @@ def meta_lists(
     return lists
 
 
-def kept_from_meta(meta: Mapping[str, Any], policy: Policy, experiment_dir: str) -> Kept:
+def kept_from_meta(meta: Mapping[str, Any], policy: Policy) -> Kept:
     """What a log of mle-logging says it has kept.
 
     Args:
         meta: its meta/ as loaded: single values where a list has one item.
         policy: of the run that continues it; what mle-logging left unsaid is taken from there.
-        experiment_dir: where the continued run lies; names are relative to it.
     """
     every_k = [
         Saved(number, time, {}, {})
@@ -200,7 +187,7 @@ def kept_from_meta(meta: Mapping[str, Any], policy: Policy, experiment_dir: str)
         )
         if (number := layout.every_k_number(str(path))) is not None
     ]
-    metric = policy.top_k_metric or ""
+    metric = str(meta.get("top_k_metric_name", policy.top_k_metric or ""))
     top_k = [
         Saved(0, time, {metric: float(score)}, {})
         for time, score in zip(
@@ -216,11 +203,11 @@ def kept_from_meta(meta: Mapping[str, Any], policy: Policy, experiment_dir: str)
         every_k=tuple(every_k),
         top_k=tuple(top_k),
     )
-    return Kept(
-        portfolio,
-        tuple(_relative(path, "figures") for path in _listed(meta, "fig_storage_paths")),
-        tuple(_relative(path, "extra") for path in _listed(meta, "extra_storage_paths")),
-    )
+    folder = str(meta.get("experiment_dir", ""))
+    figures = [_relative(path, folder, "figures") for path in _listed(meta, "fig_storage_paths")]
+    extras = [_relative(path, folder, "extra") for path in _listed(meta, "extra_storage_paths")]
+    # Named twice, they were saved twice.
+    return Kept(portfolio, tuple(dict.fromkeys(figures)), tuple(dict.fromkeys(extras)))
 
 
 def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
@@ -239,8 +226,9 @@ def _listed(meta: Mapping[str, Any], name: str) -> list[Any]:
     return [item.item() if hasattr(item, "item") else item for item in value]
 
 
-def _relative(path: object, folder: str) -> str:
+def _relative(path: object, experiment_dir: str, folder: str) -> str:
     """A path of mle-logging's, relative to the experiment's folder, wherever that was then."""
-    text = str(path)
-    _, found, name = text.rpartition(f"{folder}/") if f"{folder}/" in text else ("", "", text)
-    return f"{folder}/{name}" if found else posixpath.join(folder, posixpath.basename(text))
+    name = str(path).removeprefix(experiment_dir).lstrip("/")
+    if name.startswith(f"{folder}/"):
+        return posixpath.normpath(name)
+    return posixpath.join(folder, posixpath.basename(name))

@@ -74,7 +74,7 @@ def read_kept(path: str, seed_id: str) -> str:
             meta = file[seed_id]["meta"]
             if layout.KEPT_NAME not in meta:
                 return ""
-            return str(_column(meta[layout.KEPT_NAME].id)[0])
+            return str(_column(meta[layout.KEPT_NAME].id)[0]).rstrip(" ")  # it is padded
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         raise LogDamaged(path, f"meta/{layout.KEPT_NAME} cannot be read ({error})") from error
 

@@ -74,7 +74,7 @@ def resume(experiment_dir: str, root: str, seed_id: str, policy: Policy) -> Resu
     except KeyError:
         raise LogNotFound(path, f"reload=True: the file holds no run named {seed_id!r}") from None
     stored = read_kept(path, seed_id)
-    kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy, experiment_dir)
+    kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy)
     elapsed = run.time.get("time_elapsed", [])
     return Resumed(
         rows=max((len(column) for column in run.time.values()), default=0),

@@ -128,6 +128,9 @@ class Arrivals:
     def offered(self, client: bytes, offer: aw.Offer, now: float) -> None:
         """A client has an artifact, or asks what became of it."""
         key = offer.producer, offer.number
+        if offer.form != aw.FILE:  # to draw one is to run what it holds
+            self._send(client, aw.Declined(*key, "a figure is drawn where it was made"))
+            return
         if key in self._whole:
             self._asked_after(key, client, offer.size)
             return
@@ -138,8 +141,8 @@ class Arrivals:
             arrival = self._arrivals[key] = Arrival(offer.size, offer.form, client, now)
         elif arrival.left is not None:
             return  # its process is gone, so this is an echo
-        elif (offer.size, offer.form) != (arrival.size, arrival.form):
-            self._decline(key, client, "it was offered with another size or form before")
+        elif offer.size != arrival.size:
+            self._decline(key, client, "it was offered with another size before")
             return
         arrival.client, arrival.heard_at = client, now
         if arrival.state is State.ASKED or (

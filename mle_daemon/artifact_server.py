@@ -28,12 +28,12 @@ from mle_daemon import events as e
 from mle_daemon.arrivals import Arrivals, Left
 from mle_daemon.staging import Staging
 
-# Waiting in memory, of each client: as many chunks as its window has.
-_RECEIVED_MESSAGES: Final = 8
+# Waiting in memory, of each client; a client of ours sends two chunks ahead of answers.
+_RECEIVED_MESSAGES: Final = 4
 # Answers that a client does not fetch: it is stopped or gone.
 _SENT_MESSAGES: Final = 1_000
 # Taken in one round, before what was left by dead processes gets its turn.
-_ROUND_MESSAGES: Final = 16
+_ROUND_MESSAGES: Final = 4
 _ERROR_PAUSE_S: Final = 0.1
 _THREAD_NAME: Final = "mle-artifacts"
 

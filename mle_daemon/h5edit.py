@@ -22,6 +22,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5p, h5s, h5t
 
 from mle_client import layout
+from mle_client.kept import OPTIONAL_LISTS
 from mle_client.layout import MetaList
 from mle_client.messages import Run
 from mle_daemon.columns import Append, Column, FileState, Plan
@@ -50,6 +51,7 @@ CHUNK_SHARE: Final = 8
 SEALED_CHUNK_ROWS: Final = 16_384
 SEALED_CHUNK_BYTES: Final = 2**20  # HDF5 caches a chunk of this size, but none that is larger
 COMPRESS_BYTES: Final = 16 * 1024  # in smaller datasets there is nothing to gain
+LIST_WIDTH_STEP: Final = 16  # bytes by which the texts of a list get wider: numbers in paths grow
 VARYING_CHUNK_ROWS: Final = 256  # of text of varying length, which would leave holes if it moved
 _DATASET_BYTES: Final = 16 * 1024  # header and index of a dataset, generously
 _ATTRIBUTE_BYTES: Final = 256 * 1024  # the few texts and attributes of a file, generously
@@ -107,8 +109,11 @@ def write_kept(file: Id, seed_id: str, job: PublishRun) -> None:
         return
     meta = h5g.open(h5g.open(file, seed_id.encode()), b"meta")
     for name, values in job.lists.items():
-        _replace_list(meta, name, values)
-    _replace_list(meta, layout.KEPT_NAME, (job.kept,))
+        _write_list(meta, name, values)
+    for name in OPTIONAL_LISTS:
+        if name not in job.lists and name.encode() in meta:
+            meta.unlink(name.encode())
+    _write_changing(meta, layout.KEPT_NAME, job.kept)
 
 
 def mark(file: Id, seed_id: str, state: FileState) -> None:
@@ -139,8 +144,8 @@ def growth(job: PublishRun, plan: Plan) -> int:
         if change.rows is not None:
             total += _growth(_rows_append(change), job.file)
     if job.kept != (job.file.kept if job.file else ""):
-        total += 2 * len(job.kept.encode()) + len(job.lists) * _DATASET_BYTES
-        total += sum(_list_array(values).nbytes for values in job.lists.values())
+        total += 2 * len(job.kept) + len(job.lists) * _DATASET_BYTES
+        total += 2 * sum(_list_array(values).nbytes for values in job.lists.values())
     if job.file is None:
         total += 4 * (len(job.run.config_text) + len(job.run.config_json))
     return total + total // 8
@@ -259,22 +264,58 @@ def _write_text(meta: Id, name: str, text: str) -> Id:
     return dataset
 
 
-def _replace_list(meta: Id, name: str, values: MetaList) -> None:
-    """Write a list of texts or numbers, as mle-logging reads it."""
-    if name.encode() in meta:
-        meta.unlink(name.encode())
+def _write_list(meta: Id, name: str, values: MetaList) -> None:
+    """Write a list of texts or numbers, as mle-logging reads it.
+
+    Over the one that is there, if it can be: what is unlinked leaves a hole that stays, and a list
+    may change with every publication.  One that has changed its length can grow from then on.
+    """
     array = _list_array(values)
     dtype: Dtype = Text(array.dtype.itemsize) if array.dtype.kind == "S" else array.dtype
-    space = h5s.create_simple(array.shape)
-    dataset = _create(meta, name, file_type(dtype), space, _creation(None))
-    if len(array):
-        dataset.write(h5s.ALL, h5s.ALL, array, memory_type(dtype))
+    column = Column("meta", name, dtype, (), len(array), dense=True)
+    dataset = None
+    if name.encode() in meta:
+        dataset = h5d.open(meta, name.encode())
+        grows = dataset.get_space().get_simple_extent_dims(True) == (h5s.UNLIMITED,)
+        if _is_other(dataset.dtype, array.dtype) or (grows and _is_cramped(dataset, column)):
+            grows = False
+        elif dataset.shape == array.shape:
+            grows = True
+        if not grows:
+            meta.unlink(name.encode())
+            dataset = _create_column(meta, name, column)
+    if dataset is None:
+        space = h5s.create_simple(array.shape)
+        dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+    if dataset.shape != array.shape:
+        dataset.set_extent(array.shape)
+    write_rows(dataset, 0, array, memory_type(dtype))
+
+
+def _write_changing(meta: Id, name: str, text: str) -> None:
+    """Write one text that changes often, over the one that is there if it fits.
+
+    It is padded with spaces, which are no part of it.
+    """
+    encoded = text.encode()
+    dataset = h5d.open(meta, name.encode()) if name.encode() in meta else None
+    if dataset is not None and dataset.dtype.itemsize < len(encoded):
+        meta.unlink(name.encode())
+        dataset = None
+    if dataset is None:
+        dtype = Text(max(64, len(encoded) + len(encoded) // 2))
+        space = h5s.create_simple((1,))
+        dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+    width = dataset.dtype.itemsize
+    padded = np.array([encoded.ljust(width)], f"S{width}")
+    dataset.write(h5s.ALL, h5s.ALL, padded, memory_type(Text(width)))
 
 
 def _list_array(values: MetaList) -> Array:
     texts = [value.encode("utf-8", "surrogateescape") for value in values if isinstance(value, str)]
     if texts or not values:
-        return np.array(texts, f"S{max([1, *map(len, texts)])}")
+        longest = max([1, *map(len, texts)])
+        return np.array(texts, f"S{-(-longest // LIST_WIDTH_STEP) * LIST_WIDTH_STEP}")
     return np.array(values, np.int64 if all(isinstance(v, int) for v in values) else np.float64)
 
 

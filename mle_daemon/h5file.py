@@ -305,8 +305,13 @@ def _describe_ours(seed: H5File, size: int) -> FileState:
         lost=int(attrs.get(layout.LOST_ATTR, 0)),
         refused=int(attrs.get(layout.REFUSED_ATTR, 0)),
         tboard=int(attrs.get(layout.TBOARD_ATTR, 0)),
-        kept=get_text(seed["meta"][layout.KEPT_NAME][0]) if layout.KEPT_NAME in meta else "",
+        kept=_text_of(seed["meta"], layout.KEPT_NAME) if layout.KEPT_NAME in meta else "",
     )
+
+
+def _text_of(meta: H5File, name: str) -> str:
+    """A text that is padded with spaces."""
+    return get_text(meta[name][0]).rstrip(" ")
 
 
 def _check_lengths(seed: H5File, state: FileState, path: str) -> None:

@@ -86,7 +86,7 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     write = Staging.write
 
     def slowly(*arguments: Any) -> None:
-        time.sleep(0.01)
+        time.sleep(0.05)
         write(*arguments)
 
     monkeypatch.setattr(Staging, "write", slowly)
@@ -122,25 +122,27 @@ def test_many_small_ones_arrive_in_order(road: Road) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told by the transport", "found out"])
-@pytest.mark.usefixtures("slow_disk")
 def test_a_server_that_is_started_anew_in_the_middle_gets_all_of_it(
     road: Road, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
     monkeypatch.setattr(parcels, "STALL_AFTER_S", 0.5)
     content = os.urandom(40 * MIB)
-    begun = threading.Event()
+    in_the_middle, go_on = threading.Event(), threading.Event()
     write = Staging.write
 
-    def note(*arguments: Any) -> None:
+    def stop_in_the_middle(*arguments: Any) -> None:
         write(*arguments)
         if arguments[2] > 5 * MIB:
-            begun.set()
+            in_the_middle.set()
+            assert go_on.wait(SOON_S)
 
-    monkeypatch.setattr(Staging, "write", note)
+    monkeypatch.setattr(Staging, "write", stop_in_the_middle)
     road.shipper.submit(ANNA, road.snapshot(1, content))
-    assert begun.wait(SOON_S)
+    assert in_the_middle.wait(SOON_S)
     if told:
         road.shipper.disconnect()
+    assert not road.server.stop(0.01)
+    go_on.set()
     assert road.server.stop(SOON_S)
     assert road.events == []
     assert list(road.staging.iterdir()) == []

@@ -211,5 +211,24 @@ def test_only_a_terminal_gets_colours() -> None:
         assert "\x1b" not in make_layout(["x"], []).lay_out(row({"x": 1}, {}), io.StringIO())
 
 
+def test_laying_out_neither_writes_to_the_stream_nor_waits_for_it() -> None:
+    class Blocked(io.StringIO):
+        def write(self, text: str) -> int:
+            raise AssertionError("written to")
+
+        def flush(self) -> None:
+            raise AssertionError("flushed")
+
+    assert make_layout([], ["x"]).lay_out(row({}, {"x": 1.0}), Blocked())
+
+
+def test_boxes_are_plain_where_the_stream_has_no_others() -> None:
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    assert "─" in show(make_layout([], []), lines.Started({}))
+    assert "─" not in make_layout([], []).lay_out(lines.Started({}), Ascii())
+
+
 def test_what_was_left_out_is_counted() -> None:
     assert "37 left out" in show(make_layout([], []), lines.Missing(37))

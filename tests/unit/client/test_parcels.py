@@ -8,7 +8,15 @@ import pytest
 
 from mle_client import parcels
 from mle_client.errors import ProtocolError
-from mle_client.parcels import CHUNK_BYTES, WINDOW_BYTES, Lane, Parcel, State
+from mle_client.parcels import Lane, Parcel, State
+
+CHUNK_BYTES, WINDOW_BYTES = 1_000, 8_000
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcels, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(parcels, "WINDOW_BYTES", WINDOW_BYTES)
 
 
 class Bytes:
@@ -200,7 +208,7 @@ def test_one_whose_turn_in_the_window_has_not_come_is_not_asked_after() -> None:
 
 # --- reading --------------------------------------------------------------------------------------
 def test_bytes_are_read_one_piece_after_another_without_beginning_again() -> None:
-    content = bytes(range(256)) * 8192
+    content = bytes(range(250)) * 10
     shipment = Bytes(1, content, piece_bytes=CHUNK_BYTES // 3)
     parcel = Parcel(shipment)
 

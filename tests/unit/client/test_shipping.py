@@ -20,7 +20,8 @@ from mle_client.shipping import Shipper
 
 ANNA, BERT = ProducerId(b"anna" * 4), ProducerId(b"bert" * 4)
 SOON_S = 10.0  # far more than anything here takes
-CHUNK = parcels.CHUNK_BYTES
+CHUNK = 1_000
+WINDOW = 8 * CHUNK
 
 
 class Snapshot:
@@ -118,6 +119,12 @@ def daemon(start: Callable[[], Daemon]) -> Daemon:
     return start()
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcels, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(parcels, "WINDOW_BYTES", WINDOW)
+
+
 @pytest.fixture
 def errors() -> list[MLEError]:
     return []
@@ -162,14 +169,14 @@ def test_a_snapshot_is_sent_whole_and_kept_until_it_is_stored(
 
 
 def test_no_more_than_the_window_is_sent_unasked(shipper: Shipper, daemon: Daemon) -> None:
-    shipper.submit(ANNA, Snapshot(1, bytes(2 * parcels.WINDOW_BYTES)))
+    shipper.submit(ANNA, Snapshot(1, bytes(2 * WINDOW)))
     daemon.take()
 
     unasked = 0
     while isinstance(chunk := daemon.receive(0.3), aw.Chunk):
         unasked += len(chunk.payload)
 
-    assert unasked == parcels.WINDOW_BYTES
+    assert unasked == WINDOW
 
 
 def test_snapshots_of_a_producer_go_in_the_order_of_their_submission(
@@ -183,9 +190,9 @@ def test_snapshots_of_a_producer_go_in_the_order_of_their_submission(
 
 def test_two_producers_take_turns(shipper: Shipper, daemon: Daemon) -> None:
     shipper.add(BERT, print)
-    snapshot = Snapshot(1, bytes(4 * CHUNK))
+    snapshot = Snapshot(1, bytes(WINDOW))
     snapshot.gate.clear()
-    shipper.submit(BERT, Snapshot(1, bytes(4 * CHUNK)))
+    shipper.submit(BERT, Snapshot(1, bytes(WINDOW)))
     daemon.receive()
     shipper.submit(ANNA, snapshot)
     daemon.receive()
@@ -545,7 +552,7 @@ def test_a_snapshot_that_comes_while_the_thread_is_ending_is_sent(
 def test_a_forked_child_leaves_the_thread_and_the_socket_to_its_parent(
     shipper: Shipper, daemon: Daemon
 ) -> None:
-    snapshot = Snapshot(1, bytes(2 * parcels.WINDOW_BYTES))
+    snapshot = Snapshot(1, bytes(2 * WINDOW))
     shipper.submit(ANNA, snapshot)
     daemon.take()
     pid = os.fork()

@@ -160,13 +160,16 @@ def test_tied_weights_are_stored_once_and_stay_tied(arena: Arena, tmp_path: Path
     assert found["decoder"][0, 0] == found["bias"][0] == 5.0
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:The PyTorch API of nested")
 def test_what_changes_is_noticed_though_the_structure_was_remembered(
-    arena: Arena, tmp_path: Path
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch_archive, "_LAYOUTS", 1000)
     base, other, learnt = (torch.arange(12.0) for _ in range(3))
     learnt.requires_grad_()
     numbers = torch.arange(4.0) * (1 + 2j)
+    marked = torch.arange(12.0)
+    marked.note = "an attribute of the user's"
     versioned = OrderedDict(a=base, b=base)
     versioned._metadata = {"": {"version": 2}}  # type: ignore[attr-defined]
     states: list[Any] = [
@@ -181,6 +184,8 @@ def test_what_changes_is_noticed_though_the_structure_was_remembered(
         {"a": base, "c": base},
         {"c": base, "a": base},
         {"a": base, "b": learnt},
+        {"a": base, "b": marked},
+        {"a": base, "b": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
         {"a": learnt, "b": learnt},
         {"a": torch.nn.Parameter(base), "b": learnt},
         OrderedDict(a=base, b=base),

@@ -274,13 +274,11 @@ def test_more_bytes_than_offered_are_declined_and_nothing_is_left(rig: Rig) -> N
     assert rig.files() == {}
 
 
-@pytest.mark.parametrize(("size", "form"), [(11, "file"), (10, "figure")])
-def test_an_offer_that_contradicts_an_earlier_one_is_declined(
-    rig: Rig, size: int, form: str
-) -> None:
+@pytest.mark.parametrize("size", [9, 11])
+def test_an_offer_that_contradicts_an_earlier_one_is_declined(rig: Rig, size: int) -> None:
     rig.offer()
 
-    (answer,) = rig.offer(size, form=form)
+    (answer,) = rig.offer(size)
 
     assert isinstance(answer, aw.Declined)
     assert rig.take_events() == [e.NotArrived(ANNA, 1, answer.reason, final=True)]
@@ -505,19 +503,12 @@ def test_one_that_is_discarded_while_it_is_copied_leaves_nothing(rig: Rig) -> No
 
 
 # --- figures --------------------------------------------------------------------------------------
-def test_a_figure_arrives_as_a_picture(rig: Rig) -> None:
-    rig.offer(form="figure")
-    assert rig.chunk(0, CONTENT) == taken(10)
-    assert rig.take_events() == []
-    assert rig.offer(form="figure") == taken(10)  # it is all here
-    assert rig.chunk(4, CONTENT[4:]) == taken(10)
+def test_a_figure_that_comes_over_the_socket_is_declined(rig: Rig) -> None:
+    (answer,) = rig.offer(form="figure")
 
-    rig.finish_figures()
-
-    picture = b"picture of " + CONTENT
-    assert rig.take_events() == [arrived(rig, len(picture))]
-    assert rig.files() == {part(): picture}
-    assert rig.offer(form="figure") == taken(10)
+    assert isinstance(answer, aw.Declined)
+    assert "drawn where it was made" in answer.reason
+    assert rig.files() == {}
 
 
 def test_a_figure_that_was_left_becomes_a_picture_while_others_arrive(rig: Rig) -> None:
@@ -536,8 +527,7 @@ def test_a_figure_that_was_left_becomes_a_picture_while_others_arrive(rig: Rig) 
 
 
 def test_a_figure_that_cannot_be_rendered_will_never_arrive(rig: Rig) -> None:
-    rig.offer(5, form="figure")
-    rig.chunk(0, b"fails")
+    rig.arrivals.take_left(ANNA, Left(b"fails", form="figure"), rig.now)
 
     rig.finish_figures()
 
@@ -549,8 +539,8 @@ def test_a_figure_that_cannot_be_rendered_will_never_arrive(rig: Rig) -> None:
 
 
 def test_a_figure_that_is_discarded_while_it_is_rendered_leaves_nothing(rig: Rig) -> None:
-    rig.offer(7, form="figure")
-    rig.chunk(0, b"is slow")
+    rig.arrivals.take_left(ANNA, Left(b"is slow", form="figure"), rig.now)
+    rig.step()
     rig.step()
     wait_for(lambda: len(rig.files()) == 2)
 
@@ -566,8 +556,6 @@ def test_what_is_not_whole_is_removed_in_the_end_and_what_has_arrived_stays(rig:
     rig.offer()
     rig.chunk(0, CONTENT)
     rig.offer(number=2)
-    rig.offer(number=3, form="figure")
-    rig.chunk(0, CONTENT, number=3)
     rig.step()
 
     rig.arrivals.close()

@@ -328,6 +328,36 @@ def test_what_a_killed_daemon_handed_over_is_kept_and_not_repeated(mirrors: Mirr
     assert os.listdir(tempfile.gettempdir()) == []
 
 
+def test_a_child_waits_for_the_one_before_it(
+    mirrors: Mirrors, fake_wandb: Callable[..., None], tmp_path: Path
+) -> None:
+    written = tmp_path / "steps"
+    written.touch()
+    fake_wandb(
+        log="import time; time.sleep(0.02)\n"
+        f"        with open({str(written)!r}, 'a') as file: print(step, file=file)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", DAEMON_OF_A_SLOW_ONE, str(mirrors.folder)])
+    killed.wait(TIMEOUT)
+    mirror = mirrors.make()
+    mirror.rows(0, simple(0, 110))
+    assert mirror.finish(TIMEOUT)
+    assert [int(step) for step in written.read_text().split()] == list(range(110))
+
+
+DAEMON_OF_A_SLOW_ONE = """
+import os, signal, sys, time
+from tests.unit.daemon.test_wandb_mirror import Mirrors, simple
+from pathlib import Path
+mirror = Mirrors(Path(sys.argv[1])).make()
+mirror.rows(0, simple(0, 100))
+while mirror._waiting or not mirror.pid:
+    time.sleep(0.01)
+time.sleep(0.2)  # for the last row to get into the pipe
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 # --- secrets, network, output ---------------------------------------------------------------------
 @pytest.mark.usefixtures("wandb")
 def test_the_key_is_nowhere_and_nothing_is_sent(
@@ -367,6 +397,16 @@ def test_nothing_is_printed(mirrors: Mirrors, capfd: pytest.CaptureFixture[str])
     mirror.rows(0, simple(0, 10))
     assert mirror.finish(TIMEOUT)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_wandb_says_and_reads_is_not_taken_for_ours(
+    mirrors: Mirrors, fake_wandb: Callable[..., None]
+) -> None:
+    fake_wandb(init="""os.write(1, b'{"problem": "not ours"}'); assert os.read(0, 1) == b''""")
+    mirror = mirrors.make()
+    mirror.rows(0, simple(0, 10))
+    assert mirror.finish(TIMEOUT)
+    assert mirrors.problems == []
 
 
 @pytest.mark.usefixtures("wandb")

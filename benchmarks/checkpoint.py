@@ -1,0 +1,378 @@
+"""What it costs to save a model, and to save a figure.
+
+Four views:
+
+* *warm*: all ways of saving (`savers`) take turns in one process, with one model.  Timed are the
+  return of the call, and when the bytes are on the disk; the kernel says how many were written.
+* *cold*: the first call of each in a process of its own, and the memory that it took.
+* *ticks*: what `update()` costs while a model is on its way, and in turn with that while none is.
+* *figures*, and the memory for a model of 1 GB.
+
+A save ends before the next one begins, whoever's it is.  Libraries that are not installed are rows
+that say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from benchmarks import harness, savers
+from benchmarks.harness import Goal, Result, Table
+from benchmarks.workspace import Workspace, workspace
+
+NAME: Final = "checkpoint"
+RETURN_GOAL: Final = 1.1  # x a copy into mapped memory; see the issue that asked for these
+DURABLE_GOAL: Final = 1.3  # x a raw write and fsync
+WRITTEN_GOAL: Final = 1.01  # x the model's size: headers, the zip layout, the journal's records
+_NOW: Final = time.perf_counter
+_SETTLE_S: Final = 0.05  # after a save: files that it replaced are removed behind it
+_WORK_S: Final = 100e-6  # of training in Python between two ticks; more ticks would be a benchmark
+_TIMEOUT_S: Final = 120.0
+_MB: Final = 1e6
+_MISSING: Final = "not installed"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Args:
+        bytes: of the model.
+        rounds: in which each way of saving has its turn.
+        cold: processes for each way of saving.
+        tick_rounds: windows of ticks with a model on its way, and as many without.
+        plots: figures saved in each way.
+        large_bytes: of the model whose memory is looked at; 0 for none.
+        kinds: of models.
+    """
+
+    bytes: int
+    rounds: int
+    cold: int
+    tick_rounds: int
+    plots: int
+    large_bytes: int = 0
+    kinds: tuple[str, ...] = ("numpy", "torch")
+
+
+SIZES: Final = {
+    "full": Size(100_000_000, 11, 3, 9, 9, large_bytes=1_000_000_000),
+    "quick": Size(100_000_000, 5, 1, 3, 3),
+    "tiny": Size(2_000_000, 1, 1, 1, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One save.
+
+    Args:
+        returned_s, durable_s: from the beginning of the call.
+        written: bytes that trainer and daemon had written to disks.
+    """
+
+    returned_s: float
+    durable_s: float
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak memory of three saves.
+
+    Args:
+        before: what trainer and daemon had, in bytes.
+        trainer, daemon: by how much they grew, in bytes.
+    """
+
+    before: int
+    trainer: int
+    daemon: int
+
+
+def run(size: Size) -> Result:
+    """Take the views."""
+    figures: dict[str, Any] = {}
+    tables: list[Table] = []
+    goals: list[Goal] = []
+    for kind in size.kinds:
+        harness.tell(f"{NAME}: {kind}, warm")
+        warm = harness.fresh(measure_warm, kind, size)
+        harness.tell(f"{NAME}: {kind}, cold")
+        cold = _cold(kind, size, [name for name in savers.SAVERS[kind] if name in warm])
+        tables.append(_table(kind, size, warm, cold))
+        if warm:
+            goals += _goals(kind, size, warm)
+        figures[kind] = {
+            name: {
+                "warm": [asdict(each) for each in warm[name]],
+                "cold": [asdict(each) for each, _ in cold[name]],
+                "memory": [asdict(each) for _, each in cold[name]],
+            }
+            for name in warm
+        }
+    harness.tell(f"{NAME}: ticks")
+    figures["ticks"] = ticks = harness.fresh(measure_ticks, size)
+    tables.append(_tick_table(ticks))
+    harness.tell(f"{NAME}: figures")
+    figures["plots"] = plots = harness.fresh(measure_plots, size)
+    tables.append(_plot_table(plots))
+    if size.large_bytes:
+        harness.tell(f"{NAME}: a large model")
+        large = Size(size.large_bytes, 1, 1, 1, 1)
+        _, memory = harness.fresh(measure_alone, "numpy", savers.OURS, large)
+        figures["large"] = asdict(memory)
+        row = (size.large_bytes / _MB, memory.before / _MB, memory.trainer / _MB)
+        columns = ("model, MB", "before, both", "trainer's growth", "daemon's growth")
+        tables.append(Table("Peak memory in MB", columns, ((*row, memory.daemon / _MB),)))
+    return Result(NAME, tuple(tables), tuple(goals), figures)
+
+
+# --- saving ---------------------------------------------------------------------------------------
+def measure_warm(kind: str, size: Size) -> dict[str, list[Save]]:
+    """All ways of saving a kind of model, in turn.
+
+    Returns:
+        Name -> its saves, without those of libraries that are not installed; nothing where the
+        model's own library is not.
+    """
+    try:
+        model = savers.make_model(kind, size.bytes)
+    except ImportError:
+        return {}
+    with workspace() as space, contextlib.ExitStack() as stack:
+        found = {}
+        for name in savers.SAVERS[kind]:
+            with contextlib.suppress(ImportError):
+                found[name] = stack.enter_context(_saver(kind, name, model, space))
+        for saver in [*found.values()] * 2:  # memory that is kept is made, then taken into account
+            _save(saver, space)
+        saves: dict[str, list[Save]] = {name: [] for name in found}
+        for turn in range(size.rounds):
+            for name in harness.rotated(found, turn):
+                saves[name].append(_save(found[name], space))
+        return saves
+
+
+def measure_alone(kind: str, name: str, size: Size) -> tuple[Save, Memory]:
+    """The first save in this process, and the peak memory of it and two more."""
+    model = savers.make_model(kind, size.bytes)
+    with workspace() as space, _saver(kind, name, model, space) as saver:
+        time.sleep(_SETTLE_S)
+        pids = psutil.Process().pid, space.daemon_pid
+        before = [_memory(pid, "VmRSS") for pid in pids]
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is counted from here on
+        save = _save(saver, space)
+        for _ in range(2):
+            _save(saver, space)
+        peak = [_memory(pid, "VmHWM") for pid in pids]
+        trainer, daemon = (p - b for p, b in zip(peak, before, strict=True))
+        return save, Memory(sum(before), trainer, daemon)
+
+
+@contextlib.contextmanager
+def _saver(kind: str, name: str, model: Any, space: Workspace) -> Iterator[savers.Saver]:
+    folder = space.root.parent / re.sub(r"\W+", "_", name)
+    folder.mkdir()
+    saver = savers.SAVERS[kind][name](model, folder, space)
+    try:
+        yield saver
+    finally:
+        saver.close()
+
+
+def _save(saver: savers.Saver, space: Workspace) -> Save:
+    pids = psutil.Process().pid, space.daemon_pid
+    written = sum(map(_written, pids))
+    began = _NOW()
+    saver.save()
+    returned = _NOW() - began
+    saver.wait()
+    durable = _NOW() - began
+    time.sleep(_SETTLE_S)
+    written = sum(map(_written, pids)) - written
+    saver.clean()
+    return Save(returned, durable, written)
+
+
+def _written(pid: int) -> int:
+    """Bytes that a process had written to disks so far; shared memory is none."""
+    counters: Any = psutil.Process(pid).io_counters()
+    return int(counters.write_bytes)
+
+
+def _memory(pid: int, which: str) -> int:
+    """A figure of /proc/<pid>/status, in bytes."""
+    (line,) = re.findall(rf"^{which}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return int(line) * 1024
+
+
+def _cold(kind: str, size: Size, names: list[str]) -> dict[str, list[tuple[Save, Memory]]]:
+    found: dict[str, list[tuple[Save, Memory]]] = {name: [] for name in names}
+    for turn in range(size.cold):
+        for name in harness.rotated(names, turn) if names else ():
+            found[name].append(harness.fresh(measure_alone, kind, name, size))
+    return found
+
+
+# --- ticks ----------------------------------------------------------------------------------------
+def measure_ticks(size: Size) -> dict[str, list[float]]:
+    """The time of each `update()`, in seconds, with a model on its way and without."""
+    model = savers.make_model("numpy", size.bytes)
+    spent: dict[str, list[float]] = {"no model": [], "a model on its way": []}
+    with workspace() as space, _saver("numpy", savers.OURS, model, space) as saver:
+        assert isinstance(saver, savers.Ours)
+        ticks = itertools.count(1)
+        saver.save()
+        saver.wait()
+        for _ in range(size.tick_rounds):
+            saver.save()
+            began = _NOW()
+            while saver.log.stats()["unstored"]:
+                spent["a model on its way"] += _window(saver.log, ticks)
+            lasted = _NOW() - began
+            saver.wait()
+            time.sleep(_SETTLE_S)
+            began = _NOW()
+            while True:  # at least once
+                saver.log.stats()
+                spent["no model"] += _window(saver.log, ticks)
+                if _NOW() - began >= lasted:
+                    break
+            saver.wait()
+    return {name: times or [0.0] for name, times in spent.items()}
+
+
+def _window(log: Any, ticks: Iterator[int]) -> list[float]:
+    """Some ticks of a training that is busy in Python."""
+    times = []
+    for _ in range(50):
+        until = _NOW() + _WORK_S
+        while _NOW() < until:
+            pass
+        clock, stats = {savers.CLOCK: next(ticks)}, {"loss": 1.0}
+        began = _NOW()
+        log.update(clock, stats)
+        times.append(_NOW() - began)
+    return times
+
+
+# --- figures --------------------------------------------------------------------------------------
+def measure_plots(size: Size) -> dict[str, list[float]]:
+    """Seconds of saving a figure, by the way; nothing where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return {}
+    figure = Figure()
+    axes = figure.subplots()
+    for slope in range(5):
+        axes.plot([slope * x for x in range(200)], label=f"run {slope}")
+    axes.legend()
+    with workspace() as space, _saver("numpy", savers.OURS, {}, space) as saver:
+        assert isinstance(saver, savers.Ours)
+        path, log = space.root.parent / "figure.png", saver.log
+
+        def theirs() -> float:
+            began = _NOW()
+            figure.savefig(path, dpi=300)
+            return _NOW() - began
+
+        def ours() -> float:
+            began = _NOW()
+            log.save_plot(figure)
+            spent = _NOW() - began
+            saver.wait()
+            return spent
+
+        variants = {"savefig(dpi=300)": theirs, "save_plot": ours}
+        harness.interleaved(variants, 1)  # fonts are looked for, the process that draws is started
+        rounds = harness.interleaved(variants, size.plots)
+    return {name: [each[name] for each in rounds] for name in variants}
+
+
+# --- tables ---------------------------------------------------------------------------------------
+def _table(
+    kind: str,
+    size: Size,
+    warm: dict[str, list[Save]],
+    cold: dict[str, list[tuple[Save, Memory]]],
+) -> Table:
+    rows: list[tuple[Any, ...]] = []
+    for name in savers.SAVERS[kind]:
+        if name not in warm:
+            rows.append((name, _MISSING, *[""] * 7))
+            continue
+        saves, memory = warm[name], [each for _, each in cold[name]]
+        rows.append(
+            (
+                name,
+                1e3 * harness.median(each.returned_s for each in saves),
+                _ratio(warm, name, "returned_s", savers.COPY),
+                1e3 * harness.median(each.returned_s for each, _ in cold[name]),
+                1e3 * harness.median(each.durable_s for each in saves),
+                _ratio(warm, name, "durable_s", savers.RAW),
+                harness.median(each.written for each in saves) / size.bytes,
+                harness.median(each.trainer for each in memory) / _MB,
+                harness.median(each.daemon for each in memory) / _MB,
+            )
+        )
+    return Table(
+        f"{kind}, {size.bytes / _MB:g} MB; times in ms, x: medians over the rounds",
+        (
+            "way",
+            "return",
+            "x copy",
+            "cold",
+            "durable",
+            "x raw",
+            "written/size",
+            "trainer +MB",
+            "daemon +MB",
+        ),
+        tuple(rows),
+    )
+
+
+def _ratio(warm: dict[str, list[Save]], name: str, what: str, to: str) -> float:
+    """The median over the rounds of the ratio to another way."""
+    pairs = zip(warm[name], warm[to], strict=True)
+    return harness.median(float(getattr(a, what) / getattr(b, what)) for a, b in pairs)
+
+
+def _goals(kind: str, size: Size, warm: dict[str, list[Save]]) -> list[Goal]:
+    returned = _ratio(warm, savers.OURS, "returned_s", savers.COPY)
+    durable = _ratio(warm, savers.OURS, "durable_s", savers.RAW)
+    written = harness.median(each.written for each in warm[savers.OURS]) / size.bytes
+    return [
+        Goal(f"{kind}: return, x copy into mapped memory", RETURN_GOAL, returned),
+        Goal(f"{kind}: durable, x raw write + fsync", DURABLE_GOAL, durable),
+        Goal(f"{kind}: bytes written, x size", WRITTEN_GOAL, written),
+    ]
+
+
+def _tick_table(ticks: dict[str, list[float]]) -> Table:
+    rows = [
+        (name, len(times), *(1e6 * harness.percentile(times, p) for p in (0.5, 0.99, 1.0)))
+        for name, times in ticks.items()
+    ]
+    columns = ("while", "ticks", "p50", "p99", "max")
+    return Table("update() in µs, after 100 µs of Python each", columns, tuple(rows))
+
+
+def _plot_table(plots: dict[str, list[float]]) -> Table:
+    rows: list[tuple[Any, ...]] = [
+        (name, 1e3 * harness.median(times), 1e3 * max(times)) for name, times in plots.items()
+    ]
+    columns = ("call", "median", "max")
+    return Table("A figure of five lines; ms", columns, tuple(rows) or (("any", _MISSING, ""),))
