@@ -8,8 +8,9 @@ bytes, which is what any copy to disk costs at least.  The time ends when this p
 the file is synced; the goal is 1.3 times the raw write.
 
 It is done for several sizes of chunks, and with the kernel asked more or less often to write what
-is there, one after the other in each round: whatever else the machine does meets all of them.  The
-last column is what the server's process had written, as the kernel counts it, for each byte.
+is there, one after the other in each round: whatever else the machine does meets all of them.  CPU
+time is that of both processes.  The last column is what the server's process had written, as the
+kernel counts it, for each byte.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def serve(pipe: Connection, address: str, folder: str, writeback: int) -> None:
 
     def deliver(event: e.Event) -> None:
         assert isinstance(event, e.Arrived), event
-        pipe.send(event.path)
+        pipe.send((event.path, time.process_time()))
 
     server = ArtifactServer(address, folder, deliver)
     pipe.send("ready")
@@ -106,10 +107,12 @@ class Road:
         self.name = name
         self.seconds: list[float] = []
         self.raw_seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self._folder = folder
         self._chunk = chunk
         self._count = 0
         self._bytes = 0
+        self._server_cpu = 0.0  # seconds, so far
         os.mkdir(folder)
         address = f"ipc://{folder}/socket"
         self._pipe, there = multiprocessing.Pipe()
@@ -126,10 +129,12 @@ class Road:
         """Ship an artifact, and write it raw; the first one connects and is not counted."""
         parcels.CHUNK_BYTES = self._chunk  # type: ignore[misc]  # what is measured
         self._count += 1
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         self._shipper.submit(PRODUCER, Memory(self._count, view))
-        path = self._pipe.recv()
+        path, server_cpu = self._pipe.recv()
         seconds = time.perf_counter() - began
+        cpu_seconds = time.process_time() - cpu_began + server_cpu - self._server_cpu
+        self._server_cpu = server_cpu
         self._shipper.stored(PRODUCER, self._count)
         with open(path, "rb") as file:
             assert file.read() == view
@@ -138,6 +143,7 @@ class Road:
         raw_seconds = raw(self._folder, view)
         if self._count > 1:
             self.seconds.append(seconds)
+            self.cpu_seconds.append(cpu_seconds)
             self.raw_seconds.append(raw_seconds)
 
     def report(self) -> str:
@@ -150,7 +156,7 @@ class Road:
         return (
             f"{self.name:24} {ours * 1e3:8.1f} {min(self.seconds) * 1e3:7.1f}"
             f" {theirs * 1e3:10.1f} {min(self.raw_seconds) * 1e3:7.1f}"
-            f" {ours / theirs:8.2f} {written:8.3f}"
+            f" {ours / theirs:8.2f} {statistics.median(self.cpu_seconds) * 1e3:8.1f} {written:8.3f}"
         )
 
 
@@ -181,7 +187,9 @@ def main() -> None:
             for road in roads:
                 road.measure(view)
         print(f"{options.mb:g} MB, {options.rounds} rounds; medians and least in ms\n")
-        print(f"{'':24} {'road':>8} {'':>7} {'raw':>10} {'':>7} {'ratio':>8} {'written':>8}")
+        print(
+            f"{'':24} {'road':>8} {'':>7} {'raw':>10} {'':>7} {'ratio':>8} {'CPU':>8} {'written':>8}"
+        )
         for road in roads:
             print(road.report(), flush=True)
         del view

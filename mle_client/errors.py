@@ -5,6 +5,7 @@
     │   └── VersionMismatch      the two sides speak different versions
     ├── RunRefused               the daemon will not take this run (says why and what to do)
     ├── LoggerClosed             update() after close()
+    ├── RenderingFailed          a figure could not be drawn (in `renderer`)
     ├── DaemonUnavailable        no daemon answered in time
     │   ├── DaemonStartFailed    it was started and ended again; carries its last words
     │   └── DaemonSilent         its process is there, but did not answer in time

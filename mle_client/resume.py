@@ -13,7 +13,7 @@ from typing import Final
 
 from mle_client import control, discovery, layout
 from mle_client.endpoint import live_daemon
-from mle_client.errors import DaemonStartFailed, LogNotFound
+from mle_client.errors import DaemonStartFailed, LogDamaged, LogNotFound
 from mle_client.kept import Kept, kept_from_json, kept_from_meta
 from mle_client.retention import Policy
 
@@ -74,11 +74,15 @@ def resume(experiment_dir: str, root: str, seed_id: str, policy: Policy) -> Resu
     except KeyError:
         raise LogNotFound(path, f"reload=True: the file holds no run named {seed_id!r}") from None
     stored = read_kept(path, seed_id)
-    kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy)
+    try:
+        kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy)
+    except ValueError as error:
+        raise LogDamaged(path, f"what it says of checkpoints cannot be read: {error}") from error
     elapsed = run.time.get("time_elapsed", [])
     return Resumed(
         rows=max((len(column) for column in run.time.values()), default=0),
-        elapsed=float(elapsed[-1]) if len(elapsed) else 0.0,
+        # Not a number is what a log taken over from mle-logging has where a kill left nothing.
+        elapsed=next((float(value) for value in reversed(elapsed) if value == value), 0.0),
         kept=_with_files(kept, experiment_dir, seed_id),
         clocks=tuple(name for name in run.time if name not in layout.OWN_CLOCKS),
         stats=tuple(read_names(path, seed_id)),

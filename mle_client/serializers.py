@@ -90,17 +90,16 @@ def write_model(model: Any, model_type: str, out: SnapshotWriter) -> None:
     """Write a model as its library does.
 
     Args:
-        model: torch: a module, or whatever has a state_dict(), or a state dict; tensorflow: a keras
-            model; else an object that can be pickled.
+        model: one that `check_model` accepts.  torch: a module, or whatever has a state_dict(), or
+            a state dict; tensorflow: a keras model; else an object that can be pickled.
         model_type: one of torch, tensorflow, jax, sklearn, numpy.
         out: empty; to be aborted if this raises.
 
     Raises:
         SnapshotFull: there is no room.
         TypeError: it cannot be saved; names what in it cannot, and says what to do.
-        ValueError: there is no such type of model, or a parameter has no values yet.
+        ValueError: a parameter has no values yet.
     """
-    check_model(model, model_type)
     if model_type == "torch":
         _write_torch(model, out)
     elif model_type == "tensorflow":

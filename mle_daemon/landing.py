@@ -24,8 +24,12 @@ _LOG = logging.getLogger(__name__)
 
 # Between two attempts to remove a file.  It is in nobody's way, so that it may as well be long.
 RETRY_REMOVAL_S: Final = 30.0
+# Until a file that was replaced is freed, so that the journal's note of the new one comes first.
+_LET_GO_AFTER_S: Final = 0.1
 
 _File: TypeAlias = tuple[str, str]  # an experiment's folder, and a name in it
+# Stands for the files that have lost their name to another one.
+_REPLACED: Final[_File] = ("", "")
 
 
 class Landing:
@@ -75,6 +79,8 @@ class Landing:
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             return e.ArtifactNotStored(job.producer, job.number, text, final=False)
+        finally:
+            self._remover.let_go()
         self._remover.add(job.directory, job.evict)
         return e.ArtifactStored(job.producer, job.number)
 
@@ -99,6 +105,12 @@ class _Remover:
         """Have files removed."""
         with self._changed:
             self._due.update({(directory, name): 0.0 for name in names})
+            self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """Have the files freed that a store has replaced."""
+        with self._changed:
+            self._due.setdefault(_REPLACED, time.monotonic() + _LET_GO_AFTER_S)
             self._changed.notify_all()
 
     def spare(self, directory: str, names: Iterable[str]) -> None:
@@ -146,6 +158,9 @@ class _Remover:
 
     def _remove(self, file: _File) -> bool:
         """Remove a file.  Returns: whether to try it again."""
+        if file == _REPLACED:
+            self._checkpoints.let_go()
+            return False
         directory, name = file
         path = os.path.join(directory, name)
         try:

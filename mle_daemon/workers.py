@@ -80,8 +80,8 @@ class Writer:
                 return e.Sealed(job.run_id, job.file, _say(error))
         try:
             tboard = self._mirrors.write_events(job)
+            self._mirrors.pass_on(job)
             file, problems = self._store.publish(job, tboard)
-            self._mirrors.published(job)
         except Exception as error:
             gone = isinstance(error, LogDamaged | LogNotFound)
             return e.PublishFailed(job.run.run_id, _say(error), reopen=gone)

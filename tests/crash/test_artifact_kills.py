@@ -95,7 +95,9 @@ class Watcher:
         soon_after = max(max(self._retained()), max(self._retained()))
         for number in _retained_after(latest) - found:
             if all(number in _retained_after(n) for n in range(latest, soon_after + 1)):
-                self.problems.append(f"retained {number} is gone although {latest} is the latest")
+                self.problems.append(
+                    f"retained {number} is gone although {latest} is the latest: {sorted(found)}, then {sorted(self._retained())}; {time.time()} {os.listdir(self._folder/'.mle/staging')}"
+                )
 
     def _retained(self) -> set[int]:
         """The numbers in models/retained; each file that is read is whole."""

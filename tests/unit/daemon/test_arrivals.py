@@ -540,9 +540,7 @@ def test_a_figure_that_cannot_be_rendered_will_never_arrive(rig: Rig) -> None:
 
 def test_a_figure_that_is_discarded_while_it_is_rendered_leaves_nothing(rig: Rig) -> None:
     rig.arrivals.take_left(ANNA, Left(b"is slow", form="figure"), rig.now)
-    rig.step()
-    rig.step()
-    wait_for(lambda: len(rig.files()) == 2)
+    wait_for(lambda: rig.step() == [] and len(rig.files()) == 2)
 
     rig.arrivals.discard(ANNA, 1)
 

@@ -34,8 +34,10 @@ def exp(root: Path) -> Path:
 
 
 @pytest.fixture
-def checkpoints(root: Path) -> Checkpoints:
-    return Checkpoints(str(root))
+def checkpoints(root: Path) -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(str(root))
+    yield checkpoints
+    checkpoints.let_go()
 
 
 def staged_job(root: Path, *names: str, evict: tuple[str, ...] = ()) -> StoreArtifact:
@@ -102,6 +104,38 @@ def test_files_of_that_name_are_replaced_and_their_other_names_stay(
     Path(job.staged).write_bytes(b"newer")
     checkpoints.store(job)
     assert tree(exp) == {FINAL: b"newer", KTH: NEW, TOP: NEW}
+
+
+def nameless_files() -> list[str]:
+    """Files that this process holds though they have no name any more."""
+    links = (os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd"))
+    held = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [path for path in held if path.endswith("(deleted)") and FINAL in path]
+
+
+def test_a_replaced_file_is_freed_later_and_not_by_the_store(
+    root: Path, checkpoints: Checkpoints
+) -> None:
+    checkpoints.store(staged_job(root, FINAL))
+    checkpoints.store(staged_job(root, FINAL))
+    assert len(nameless_files()) == 1
+    checkpoints.let_go()
+    assert nameless_files() == []
+
+
+def test_of_many_replaced_files_few_are_held(root: Path, checkpoints: Checkpoints) -> None:
+    for _ in range(20):
+        checkpoints.store(staged_job(root, FINAL))
+    assert len(nameless_files()) < 10
+
+
+def test_a_pipe_in_the_way_is_replaced_without_waiting_for_it(
+    root: Path, exp: Path, checkpoints: Checkpoints
+) -> None:
+    (exp / FINAL).parent.mkdir(parents=True)
+    os.mkfifo(exp / FINAL)
+    checkpoints.store(staged_job(root, FINAL))
+    assert tree(exp) == {FINAL: NEW}
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV])
@@ -264,7 +298,11 @@ def test_killed_anywhere_each_name_is_whole_and_the_next_process_finishes(
         (exp / name).parent.mkdir(parents=True)
 
     def work() -> None:
-        Checkpoints(str(root)).store(job)
+        dies = Checkpoints(str(root))
+        try:
+            dies.store(job)
+        finally:
+            dies.let_go()  # as the end of a process does
 
     job = staged_job(root)
     for name in NAMES[:2]:
@@ -278,6 +316,7 @@ def test_killed_anywhere_each_name_is_whole_and_the_next_process_finishes(
             job = staged_job(root)
         after.reconcile(str(exp), "seed_1", ".pt", frozenset(), 1)
         after.store(job)
+        after.let_go()
         assert tree(exp) == dict.fromkeys(NAMES, NEW)
         assert staging_of(root) == []
         job = staged_job(root)

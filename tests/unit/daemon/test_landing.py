@@ -103,6 +103,20 @@ def test_artifacts_are_stored_in_the_order_in_which_they_came(desk: Desk) -> Non
     assert desk.held(final) == b"20"
 
 
+def test_a_file_that_was_replaced_is_freed_soon(desk: Desk) -> None:
+    final = layout.final_path("seed_1", ".pt")
+    desk.submit(1, final)
+    desk.submit(2, final)
+    desk.wait(2)
+
+    def held() -> list[str]:
+        fds = (os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd"))
+        paths = [os.readlink(fd) for fd in fds if os.path.lexists(fd)]
+        return [path for path in paths if f"{final} (deleted)" in path]
+
+    until(lambda: held() == [])
+
+
 def test_a_slow_removal_delays_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowUnlink(monkeypatch)
     desk.submit(1, retained(1))
