@@ -187,9 +187,8 @@ def main() -> None:
             for road in roads:
                 road.measure(view)
         print(f"{options.mb:g} MB, {options.rounds} rounds; medians and least in ms\n")
-        print(
-            f"{'':24} {'road':>8} {'':>7} {'raw':>10} {'':>7} {'ratio':>8} {'CPU':>8} {'written':>8}"
-        )
+        heads = f"{'road':>8} {'':>7} {'raw':>10} {'':>7} {'ratio':>8} {'CPU':>8} {'written':>8}"
+        print(f"{'':24} {heads}")
         for road in roads:
             print(road.report(), flush=True)
         del view

@@ -77,17 +77,23 @@ class Save:
 
     Args:
         returned_s, durable_s: from the beginning of the call.
+        cpu_s: that the calling thread used until it returned; others on the machine cannot add
+            to it as they do to the time.
         written: bytes that trainer and daemon had written to disks.
     """
 
     returned_s: float
     durable_s: float
+    cpu_s: float
     written: int
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak memory of three saves.
+    """Peak memory of three saves, as the kernel keeps it (VmHWM).
+
+    The daemon maps none of the trainer's memory, so that no page is counted twice.  What was made
+    before the first save is in `before`, the buffers that a plain copy goes into among it.
 
     Args:
         before: what trainer and daemon had, in bytes.
@@ -103,15 +109,15 @@ def run(size: Size) -> Result:
     """Take the views."""
     figures: dict[str, Any] = {}
     tables: list[Table] = []
-    goals: list[Goal] = []
+    found_goals: list[Goal] = []
     for kind in size.kinds:
         harness.tell(f"{NAME}: {kind}, warm")
         warm = harness.fresh(measure_warm, kind, size)
         harness.tell(f"{NAME}: {kind}, cold")
         cold = _cold(kind, size, [name for name in savers.SAVERS[kind] if name in warm])
-        tables.append(_table(kind, size, warm, cold))
+        tables.append(table(kind, size, warm, cold))
         if warm:
-            goals += _goals(kind, size, warm)
+            found_goals += goals(kind, size, warm)
         figures[kind] = {
             name: {
                 "warm": [asdict(each) for each in warm[name]],
@@ -134,7 +140,7 @@ def run(size: Size) -> Result:
         row = (size.large_bytes / _MB, memory.before / _MB, memory.trainer / _MB)
         columns = ("model, MB", "before, both", "trainer's growth", "daemon's growth")
         tables.append(Table("Peak memory in MB", columns, ((*row, memory.daemon / _MB),)))
-    return Result(NAME, tuple(tables), tuple(goals), figures)
+    return Result(NAME, tuple(tables), tuple(found_goals), figures)
 
 
 # --- saving ---------------------------------------------------------------------------------------
@@ -194,15 +200,15 @@ def _saver(kind: str, name: str, model: Any, space: Workspace) -> Iterator[saver
 def _save(saver: savers.Saver, space: Workspace) -> Save:
     pids = psutil.Process().pid, space.daemon_pid
     written = sum(map(_written, pids))
-    began = _NOW()
+    began, cpu = _NOW(), time.thread_time()
     saver.save()
-    returned = _NOW() - began
+    returned, cpu = _NOW() - began, time.thread_time() - cpu
     saver.wait()
     durable = _NOW() - began
     time.sleep(_SETTLE_S)
     written = sum(map(_written, pids)) - written
     saver.clean()
-    return Save(returned, durable, written)
+    return Save(returned, durable, cpu, written)
 
 
 def _written(pid: int) -> int:
@@ -302,16 +308,17 @@ def measure_plots(size: Size) -> dict[str, list[float]]:
 
 
 # --- tables ---------------------------------------------------------------------------------------
-def _table(
+def table(
     kind: str,
     size: Size,
     warm: dict[str, list[Save]],
     cold: dict[str, list[tuple[Save, Memory]]],
 ) -> Table:
+    """All ways of saving a kind of model; `cold` has for each what `measure_alone` found."""
     rows: list[tuple[Any, ...]] = []
     for name in savers.SAVERS[kind]:
         if name not in warm:
-            rows.append((name, _MISSING, *[""] * 7))
+            rows.append((name, _MISSING, *[""] * 8))
             continue
         saves, memory = warm[name], [each for _, each in cold[name]]
         rows.append(
@@ -319,6 +326,7 @@ def _table(
                 name,
                 1e3 * harness.median(each.returned_s for each in saves),
                 _ratio(warm, name, "returned_s", savers.COPY),
+                _ratio(warm, name, "cpu_s", savers.COPY),
                 1e3 * harness.median(each.returned_s for each, _ in cold[name]),
                 1e3 * harness.median(each.durable_s for each in saves),
                 _ratio(warm, name, "durable_s", savers.RAW),
@@ -333,6 +341,7 @@ def _table(
             "way",
             "return",
             "x copy",
+            "CPU x copy",
             "cold",
             "durable",
             "x raw",
@@ -350,15 +359,16 @@ def _ratio(warm: dict[str, list[Save]], name: str, what: str, to: str) -> float:
     return harness.median(float(getattr(a, what) / getattr(b, what)) for a, b in pairs)
 
 
-def _goals(kind: str, size: Size, warm: dict[str, list[Save]]) -> list[Goal]:
+def goals(kind: str, size: Size, warm: dict[str, list[Save]]) -> tuple[Goal, ...]:
+    """What of this should be how."""
     returned = _ratio(warm, savers.OURS, "returned_s", savers.COPY)
     durable = _ratio(warm, savers.OURS, "durable_s", savers.RAW)
     written = harness.median(each.written for each in warm[savers.OURS]) / size.bytes
-    return [
+    return (
         Goal(f"{kind}: return, x copy into mapped memory", RETURN_GOAL, returned),
         Goal(f"{kind}: durable, x raw write + fsync", DURABLE_GOAL, durable),
         Goal(f"{kind}: bytes written, x size", WRITTEN_GOAL, written),
-    ]
+    )
 
 
 def _tick_table(ticks: dict[str, list[float]]) -> Table:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from mle_client.tally import Latest, Tally
 Update = Callable[..., None]
 TickKey = tuple[tuple[str, ...], tuple[str, ...]]  # the keys of clock and statistics, in order
 Fields = tuple[tuple[m.Field, ...], tuple[m.Field, ...]]
+_Tick = tuple[float, Mapping[str, Any], Mapping[str, Any]]  # seconds, clock and statistics
 
 _NO_KEYS: Final[TickKey] = ((), ())
 # A baton is taken for lost after so many looks, this far apart, at which nobody held it.  One look
@@ -98,6 +100,7 @@ class Producer:
         self._on_artifacts = on_artifacts
         self._on_lost = on_lost
         self._tally = tally
+        self._counting = threading.RLock()  # of the tally; `update` never takes it
         self._closed = ""
         # By schema that has writers: where the baton lies for them, and the head of their ticks.
         self._homes: dict[int, tuple[list[int], bytes]] = {}
@@ -106,7 +109,7 @@ class Producer:
         self._widest = 0  # bytes of the longest tick of fixed layout
         self._dirty_end = 0  # behind the last byte that may not be zero though not committed
         self._next_number = 0  # of a schema; none is used twice, whatever interrupts us
-        self._set_aside: deque[tuple[float, Mapping[str, Any], Mapping[str, Any]]] = deque()
+        self._set_aside: deque[_Tick | bytes] = deque()  # and records that are no ticks
         self._schemas: dict[Fields, m.Schema] = {}
         self._kinds: dict[tuple[str, str], m.Kind] = {}
         # Every writer ever generated: user code may have kept it, so all are bound to the segment.
@@ -141,20 +144,28 @@ class Producer:
         Raises:
             LoggerClosed: the stream has ended.
             RingFull: there is no room for it.
+            ValueError: it is too large.
         """
+        encoded = wire.encode_record(record)
+        if len(encoded) > m.MAX_PLAIN_BYTES:
+            raise ValueError(f"a record of {len(encoded)} bytes; {m.MAX_PLAIN_BYTES} is the bound")
         self._write_set_aside()
-        self._append(wire.encode_record(record))
+        if self._is_nested():
+            self._set_aside.append(encoded)
+        else:
+            self._append(encoded)
 
     def latest(self) -> Latest:
         """How many ticks there are, and the last one."""
         self._write_set_aside()
-        self._acquire()
-        try:
-            active = self.ring.active
-            content = bytes(active.content(HEADER_BYTES, active.end))
+        if self._is_nested():  # the baton's holder cannot go on before we return
+            return self._latest_before(self._committed())
+        return self._look()
+
+    def _latest_before(self, end: int) -> Latest:
+        content = bytes(self.ring.active.content(HEADER_BYTES, end))
+        with self._counting:
             return (self._tally or Tally()).latest(content, self.schemas)
-        finally:
-            self._give(self._home.schema)
 
     def disable(self, why: str) -> None:
         """Refuse every further tick, also through functions that user code kept."""
@@ -184,6 +195,11 @@ class Producer:
             self._write_set_aside()
             self._tell_ring()
             self.ring.prepare()
+            if self._tally is not None and self._counting.acquire(blocking=False):
+                try:
+                    self._tally.count()
+                finally:
+                    self._counting.release()
         return self.ring.head
 
     def _tell_ring(self) -> None:
@@ -327,11 +343,21 @@ class Producer:
 
     def _write_set_aside(self) -> None:
         while self._set_aside and not self._is_nested():
+            waiting = self._set_aside.popleft()
+            if isinstance(waiting, bytes):
+                self._append_set_aside(waiting)
+                continue
             try:
-                self._take(*self._set_aside.popleft())
+                self._take(*waiting)
             except (TypeError, ValueError) as error:
                 self.lost += 1
                 self._on_lost(f"a tick logged inside a signal handler was refused: {error}")
+
+    def _append_set_aside(self, record: bytes) -> None:
+        try:
+            self._append(record)
+        except RingFull as error:
+            self._on_lost(f"what a signal handler saved cannot be noted: {error}")
 
     # --- code that holds the baton --------------------------------------------------------------
     def _write_tick(self, seconds: float, described: ticks.Described) -> m.Schema:
@@ -366,6 +392,14 @@ class Producer:
         finally:
             self._give(self._home.schema)
 
+    def _look(self) -> Latest:
+        """Read what was written."""
+        self._acquire()
+        try:
+            return self._latest_before(self.ring.active.end)
+        finally:
+            self._give(self._home.schema)
+
     def _end(self, why: str) -> None:
         """End the stream and keep the baton for good."""
         self._acquire()
@@ -389,10 +423,11 @@ class Producer:
         """Write a record behind the others and commit it."""
         active = self.ring.active
         if active.end + len(record) >= active.size:
-            if self._tally is not None:
-                self._tally.add(active.content(HEADER_BYTES, active.end), self.schemas)
+            counted = bytes(active.content(HEADER_BYTES, active.end)) if self._tally else b""
             active = self.ring.roll(len(record) + 1)
             self._dirty_end = 0
+            if self._tally is not None:
+                self._tally.add(counted, self.schemas)
         end = active.end + len(record)
         self._clean(active.end + 1)
         active.buffer[active.end : end] = record
@@ -489,7 +524,7 @@ Producer._enter.__qualname__ = Producer._miss.__qualname__ = "update"
 _HOLDERS: Final = (
     Producer._write_tick.__code__,
     Producer._append.__code__,
-    Producer.latest.__code__,
+    Producer._look.__code__,
     Producer._end.__code__,
     Producer._generate.__code__,
     Producer._turn_to.__code__,

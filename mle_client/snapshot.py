@@ -3,7 +3,7 @@
 A pickler writes straight into recycled, memory-mapped files (`segments`), so the one copy that the
 caller pays for is the serialised artifact.  A small header file, written last and in one step,
 *commits* it: from then on it survives the death of the process, and the daemon that finds the
-producer gone reads it (`read_left`).  What has no header was never taken.
+producer gone reads it (`committed`).  What has no header was never taken.
 
 It knows nothing of what the bytes mean, and sends nothing.  The format is `snapshot_format`'s.
 """
@@ -12,73 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from mle_client.segments import (
-    MEMORY_BYTES,
-    Segment,
-    SegmentPool,
-    read_range,
-    segment_bytes,
-)
+from mle_client.committed import LeftSnapshot as LeftSnapshot
+from mle_client.committed import Snapshot as Snapshot
+from mle_client.committed import read_left as read_left
+from mle_client.committed import unlink
+from mle_client.segments import MEMORY_BYTES, Segment, SegmentPool, segment_bytes
 from mle_client.segments import SnapshotFull as SnapshotFull
-from mle_client.snapshot_format import (
-    HEADER_NAME,
-    PREFIX_BYTES,
-    SUFFIX,
-    Checksum,
-    Header,
-    decode_header,
-    header_bytes,
-    with_checksums,
-)
+from mle_client.snapshot_format import SUFFIX, Checksum, Header
 
 # An artifact up to this size is put behind its header, so that hundreds of small ones that wait for
 # a daemon hold their own size and no file descriptor; to copy it once more takes 0.1 ms.
 INLINE_BYTES: Final = 2**20
 
-# Gives the bytes between two offsets of a file.
-Content: TypeAlias = Callable[[int, int], memoryview]
 _NO_VIEW: Final = memoryview(bytearray())
 
 
-class _Artifact:
-    """What can be read of a committed artifact; the fields are its header's."""
-
-    def __init__(self, header: Header, path: str, behind: int, contents: Sequence[Content]) -> None:
-        self.number = header.number
-        self.kind = header.kind
-        self.form = header.form
-        self.size = header.size
-        self._checksums = header.checksums
-        self._path = path
-        self._released = False
-        used = (length for _, _, length in header.segments)
-        self._parts = list(zip(contents, used, strict=True))
-        if not header.segments:  # it lies in the header file, from offset `behind` on
-            self._parts = [(lambda a, b: read_range(path, behind + a, behind + b), self.size)]
-
-    def chunks(self, chunk_bytes: int) -> Iterator[memoryview]:
-        """The bytes, in pieces of at most `chunk_bytes`, checksums filled in.
-
-        Raises:
-            ValueError: it was released.
-            OSError: a part on disk cannot be read.
-        """
-        return with_checksums(self._pieces(chunk_bytes), self._checksums)
-
-    def _pieces(self, chunk_bytes: int) -> Iterator[memoryview]:
-        for content, used in self._parts:
-            for start in range(0, used, chunk_bytes):
-                if self._released:
-                    raise ValueError(f"snapshot {self.number} was released")
-                yield content(start, min(start + chunk_bytes, used))
-
-
-# --- the producer's side --------------------------------------------------------------------------
 class Arena:
     """The snapshots of one producer.  Thread-safe; a writer belongs to one thread.
 
@@ -241,6 +193,9 @@ class SnapshotWriter:
     def commit(self, number: int, kind: str, form: str = "file") -> Snapshot:
         """Make these bytes an artifact that outlives the process.
 
+        One of the same number is replaced in the same step; it is the caller's to release
+        (`Snapshot.give_way_to`).
+
         Args:
             number: of the artifact within its producer, from 1.
             kind: what it is.
@@ -260,11 +215,13 @@ class SnapshotWriter:
         )
         header = Header(number, kind, form, size, pieces, tuple(self._checksums))
         content = header.encode()
-        inline = b"" if held else bytes(self._view[:size])  # it fits into a first segment
+        behind = len(content)
+        if not held:
+            content += self._view[:size]  # it fits into a first segment
         name = f"{number}{SUFFIX}"
         try:
-            path, claimed = _write_file(self._pool, name, content + inline, held)
-            snapshot = Snapshot(self._pool, header, path, len(content), held, claimed)
+            path, claimed = _write_file(self._pool, name, content, held)
+            snapshot = Snapshot(self._pool, header, path, behind, held, claimed)
             if held:
                 self._pool.used(held)
                 _unmap_spilled(held)
@@ -272,7 +229,7 @@ class SnapshotWriter:
         except BaseException:
             # Not even an interruption leaves a header that speaks of recycled bytes.
             for directory in (self._pool.directory, self._pool.spill_directory):
-                _unlink(os.path.join(directory, name))
+                _unlink_if(os.path.join(directory, name), content)
             self.abort()
             raise
         self.abort()  # gives back what the snapshot did not take
@@ -318,41 +275,6 @@ class SnapshotWriter:
             raise ValueError("this snapshot was committed or aborted: begin another one")
 
 
-class Snapshot(_Artifact):
-    """A committed artifact of this process; the bytes of its chunks are valid until `release`."""
-
-    def __init__(
-        self,
-        pool: SegmentPool,
-        header: Header,
-        path: str,
-        behind: int,
-        segments: list[Segment],
-        claimed: int,
-    ) -> None:
-        super().__init__(header, path, behind, [segment.content for segment in segments])
-        self._pool = pool
-        self._segments = segments
-        self._claimed = claimed  # bytes of the header file that count as shared memory
-
-    def release(self) -> None:
-        """Recycle its memory: the bytes are safe elsewhere, or not wanted."""
-        self._release(unlink=True)
-
-    def give_way_to(self, successor: Snapshot) -> None:
-        """Recycle its memory: another snapshot was committed under its number."""
-        self._release(unlink=successor._path != self._path)
-
-    def _release(self, unlink: bool) -> None:
-        segments, self._segments = self._segments, []
-        if not self._released:
-            self._released = True
-            if unlink:
-                _unlink(self._path)  # first: a header speaks of bytes that are there
-            self._pool.unclaim(self._claimed)
-            self._pool.give_back(segments)
-
-
 def _unmap_spilled(segments: Sequence[Segment]) -> None:
     """Let go of the last segment's mapping if it is a file on disk: it is read as a file."""
     if segments and segments[-1].spilled:
@@ -394,69 +316,13 @@ def _write_aside(directory: str, name: str, content: bytes) -> str:
             os.close(fd)
         os.rename(making, path)
     except BaseException:
-        _unlink(making)
+        unlink(making)
         raise
     return path
 
 
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-# --- the daemon's side: snapshots of a producer whose process is gone -----------------------------
-class LeftSnapshot(_Artifact):
-    """A committed artifact of a process that is gone."""
-
-    def __init__(self, header: Header, path: str, behind: int, segment_paths: list[str]) -> None:
-        contents = [partial(read_range, each) for each in segment_paths]
-        super().__init__(header, path, behind, contents)
-        self._segment_paths = segment_paths
-
-    def release(self) -> None:
-        """Remove its files: the bytes are safe elsewhere, or not wanted."""
-        self._released = True
-        for path in (self._path, *self._segment_paths):
-            _unlink(path)
-
-
-def read_left(directory: str, spill: str) -> list[LeftSnapshot]:
-    """The committed snapshots of a producer whose process is gone, by number.
-
-    What is torn, foreign or lacks a file is passed over.
-
-    Args:
-        directory: of its snapshots in shared memory; need not exist.
-        spill: of its snapshots on disk; need not exist.
-    """
-    found: dict[int, LeftSnapshot] = {}
-    for place in (directory, spill):
-        for name in _names(place):
-            if HEADER_NAME.fullmatch(name):
-                with contextlib.suppress(OSError, ValueError):
-                    left = _read_one(os.path.join(place, name), directory, spill)
-                    if name == f"{left.number}{SUFFIX}":
-                        found.setdefault(left.number, left)
-    return [found[number] for number in sorted(found)]
-
-
-def _read_one(path: str, directory: str, spill: str) -> LeftSnapshot:
-    with open(path, "rb") as file:
-        length = header_bytes(file.read(PREFIX_BYTES))
-        header = decode_header(file.read(length))
-        behind = os.fstat(file.fileno()).st_size - PREFIX_BYTES - length
-    paths = []
-    for name, spilled, used in header.segments:
-        paths.append(os.path.join(spill if spilled else directory, name))
-        if os.path.getsize(paths[-1]) < used:
-            raise ValueError(f"{paths[-1]} is torn")
-    if not paths and behind != header.size:
-        raise ValueError(f"{path} is torn")
-    return LeftSnapshot(header, path, PREFIX_BYTES + length, paths)
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
+def _unlink_if(path: str, content: bytes) -> None:
+    """Remove a file if it holds this and not, say, an earlier snapshot of the same number."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read() == content:
+            unlink(path)

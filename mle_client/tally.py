@@ -1,11 +1,13 @@
 """How many ticks a stream holds, and the latest: what a checkpoint is saved with.
 
 Pure.  `update` keeps nothing but bytes in a ring, so both are read out of these: once for each
-segment that is full, and of the present one when somebody asks.  Only loggers that need it pay.
+segment that is full, behind the loop's back, and of the present one when somebody asks.  Only
+loggers that need it pay.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,16 +34,37 @@ class Latest:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the ticks of one stream."""
+    """Counts the ticks of one stream.
+
+    `add` may be called by a thread while another one is in `count` or `latest`.
+    """
 
     _before: Latest = field(default_factory=Latest)
+    _full: deque[tuple[bytes, Mapping[int, m.Schema]]] = field(default_factory=deque)
+    _counting: bool = False
 
-    def add(self, records: bytes | memoryview, schemas: Mapping[int, m.Schema]) -> None:
-        """Take in a segment that is full."""
-        self._before = self.latest(records, schemas)
+    def add(self, records: bytes, schemas: Mapping[int, m.Schema]) -> None:
+        """Take in a segment that is full; it is counted later."""
+        self._full.append((records, schemas))
 
-    def latest(self, records: bytes | memoryview, schemas: Mapping[int, m.Schema]) -> Latest:
+    def count(self) -> None:
+        """Count the segments that were taken in."""
+        if self._counting:  # a signal handler has interrupted this very thread in here
+            return
+        self._counting = True
+        try:
+            while self._full:
+                self._before = self._behind(*self._full[0])
+                self._full.popleft()
+        finally:
+            self._counting = False
+
+    def latest(self, records: bytes, schemas: Mapping[int, m.Schema]) -> Latest:
         """Where the stream is.  Args: records: those behind what was taken in."""
+        self.count()
+        return self._behind(records, schemas)
+
+    def _behind(self, records: bytes, schemas: Mapping[int, m.Schema]) -> Latest:
         found = wire.StreamDecoder(schemas).decode(records)
         blocks = [record for record in found if isinstance(record, wire.Block)]
         if not blocks:

@@ -262,7 +262,9 @@ class Artifacts:
     def protected(self) -> frozenset[int]:
         """Numbers of the checkpoints in models/retained that may not go yet."""
         on_disk, wanted = self._stored.retained, self.kept.portfolio.retained
-        return frozenset(saved.number for saved in (*on_disk, *wanted))
+        # One that waits may have got its names from a process that was killed before it said so.
+        waiting = (w.saved for w in self.pending.values() if w.is_model and not w.dropped)
+        return frozenset(saved.number for saved in (*on_disk, *wanted, *waiting))
 
     def next_retry(self) -> float:
         """When something is to be tried again; infinity if nothing is."""

@@ -22,8 +22,8 @@ Key: TypeAlias = tuple[ProducerId, int]  # producer and number of an artifact
 
 # Of 1,024 descriptors that a process may have as a rule.
 _OPEN_FILES: Final = 32
-# The kernel is asked to write after so many bytes.  100 MB and a sync take 25 ms with 4 MiB, 27 ms
-# with 16 MiB and 37 ms without (benchmarks/bench_artifact_road.py); smaller pieces make more calls.
+# The kernel is asked to write after so many bytes: as a chunk comes.  Otherwise the disk would idle
+# until the sync at the end, which would take longer (docs/artifact-protocol.md has the figures).
 _WRITEBACK_BYTES: Final = 4 * 2**20
 
 

@@ -2,8 +2,8 @@
 
 Pure.  Keys: `pid`, `endpoint`, `root`, `uptime_s`, `version`, `degraded` ("" or what is wrong),
 `runs`: a list of `experiment_dir`, `seed_id`, `state`, `ticks` {received, journaled, published,
-lost}, `lag_s` (age of the oldest tick that is not published), `bytes_waiting` (of the stream, not
-published), `last_error`.
+lost}, `artifacts_waiting` (saved, not on disk yet), `lag_s` (age of the oldest tick that is not
+published), `bytes_waiting` (of the stream, not published), `last_error`.
 """
 
 from __future__ import annotations

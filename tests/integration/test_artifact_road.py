@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mle_client import parcels
+from mle_client import parcels, rendering
 from mle_client.errors import MLEError
 from mle_client.messages import ProducerId
 from mle_client.parcels import CHUNK_BYTES, WINDOW_BYTES
@@ -221,3 +221,24 @@ def anonymous_bytes() -> int:
     with open("/proc/self/status", encoding="ascii") as file:
         (line,) = [line for line in file if line.startswith("RssAnon:")]
     return int(line.split()[1]) * 1024
+
+
+def test_a_figure_that_a_process_left_behind_becomes_a_picture(
+    road: Road, runtime_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    directories = str(runtime_dir / "of-bert"), str(tmp_path / "of-bert")
+    arena = Arena(*directories)
+    with arena.begin() as writer:
+        rendering.pickle_figure(figure, writer, "png")
+        writer.commit(1, "figure", "figure")
+    arena.forget()
+
+    (left,) = read_left(*directories)
+    road.server.take_left(BERT, left)
+
+    assert road.arrived(BERT, 1).read_bytes().startswith(b"\x89PNG")

@@ -16,7 +16,7 @@ from typing import ClassVar
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import end_to_end, growth, harness, update_cost
+from benchmarks import checkpoint, end_to_end, growth, harness, savers, update_cost
 from benchmarks.harness import Goal, Result, Table
 from benchmarks.workspace import cpu_s, workspace
 
@@ -73,6 +73,46 @@ def test_end_to_end_runs_every_system() -> None:
         end_to_end.NAIVE,
         end_to_end.LOOP,
     ]
+
+
+def test_checkpoint_saves_in_every_way_that_is_installed() -> None:
+    size = checkpoint.SIZES["tiny"]
+
+    warm = checkpoint.measure_warm("numpy", size)
+
+    assert {savers.COPY, savers.RAW, savers.OURS} <= set(warm)
+    assert all(len(saves) == size.rounds for saves in warm.values())
+    assert all(each.returned_s <= each.durable_s for saves in warm.values() for each in saves)
+
+
+def test_checkpoint_looks_at_the_first_save_and_its_memory() -> None:
+    save, memory = checkpoint.measure_alone("numpy", savers.OURS, checkpoint.SIZES["tiny"])
+
+    assert save.returned_s > 0
+    assert memory.before > 0
+
+
+def test_checkpoint_times_ticks_with_a_model_on_its_way_and_without() -> None:
+    ticks = checkpoint.measure_ticks(checkpoint.SIZES["tiny"])
+
+    assert [len(times) >= 1 for times in ticks.values()] == [True, True]
+
+
+def test_checkpoint_reports_what_is_missing_and_its_goals() -> None:
+    size = dataclasses.replace(checkpoint.SIZES["tiny"], kinds=())
+    one = {
+        name: [checkpoint.Save(0.01, 0.02, 0.01, 2_000_000)] for name in (savers.COPY, savers.RAW)
+    }
+    warm = one | {savers.OURS: [checkpoint.Save(0.011, 0.03, 0.01, 2_000_000)]}
+    cold = {name: [(saves[0], checkpoint.Memory(1, 2, 3))] for name, saves in warm.items()}
+
+    table = checkpoint.table("numpy", size, warm, cold)
+    goals = checkpoint.goals("numpy", size, warm)
+
+    assert_is_complete(Result("checkpoint", (table,), goals))
+    assert {row[0] for row in table.rows} == set(savers.SAVERS["numpy"])
+    assert [row[1] for row in table.rows if row[0] == "Orbax async"] == ["not installed"]
+    assert [round(goal.measured, 3) for goal in goals] == [1.1, 1.5, 1.0]
 
 
 # --- the harness ----------------------------------------------------------------------------------

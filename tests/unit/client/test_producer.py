@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +21,15 @@ from mle_client import messages as m
 from mle_client import wire
 from mle_client.errors import LoggerClosed
 from mle_client.producer import Producer
-from mle_client.ring import Ring, read_remains
+from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, read_remains
+from mle_client.tally import Latest, Tally
 from tests.unit.client.test_wire import RUN
 
 
 class Stage:
     """A producer whose `update` is called as user code calls it."""
 
-    def __init__(self, folder: Path, **bounds: int) -> None:
+    def __init__(self, folder: Path, tally: Tally | None = None, **bounds: int) -> None:
         self.saves = 0
         self.artifacts: list[Any] = []
         self.lost: list[str] = []
@@ -42,6 +44,7 @@ class Stage:
             on_save=self._save,
             on_artifacts=lambda *artifacts: self.artifacts.append(artifacts),
             on_lost=self.lost.append,
+            tally=tally,
         )
         self.producer.install(lambda update: setattr(self, "update", update))
 
@@ -373,3 +376,136 @@ def test_killed_at_any_instant_every_returned_tick_is_in_the_ring(tmp_path: Path
         ]
         assert steps == list(range(len(steps)))
         assert len(steps) >= said
+
+
+# --- other records, and the latest tick -----------------------------------------------------------
+EXTRA = m.Artifact(1, "extra", "extra/a.pkl", {})
+
+
+def test_a_record_lies_behind_the_ticks_so_far(stage: Stage) -> None:
+    for i in range(3):
+        stage.update({"step": i}, {"loss": 1.0})
+    stage.producer.record(EXTRA)
+    stage.update({"step": 3}, {"loss": 1.0})
+    stage.producer.record(m.Histograms(1.5, 7, {"w": {"num": 1}}))
+    found = [type(record).__name__ for record in stage.records()]
+    assert found == ["Run", "Schema", "FixedBlock", "Artifact", "FixedBlock", "Histograms"]
+    assert EXTRA in stage.records()
+    assert stage.column("step") == [0, 1, 2, 3]
+
+
+def test_after_close_no_record_is_taken(stage: Stage) -> None:
+    stage.producer.close()
+    with pytest.raises(LoggerClosed):
+        stage.producer.record(EXTRA)
+    with pytest.raises(LoggerClosed):
+        stage.producer.latest()
+
+
+def test_a_record_without_room_is_the_callers_to_know(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    taken: list[int] = []
+    with contextlib.suppress(RingFull):
+        for number in range(1, 10**6):
+            stage.producer.record(m.Artifact(number, "extra", "extra/a.pkl", {}))
+            taken.append(number)
+    assert 1_000 < len(taken) < 10**5
+    with pytest.raises(RingFull):
+        stage.producer.record(EXTRA)
+    assert [r.number for r in stage.records() if isinstance(r, m.Artifact)] == taken
+    assert stage.lost == []
+    stage.ring.delete()
+
+
+def test_a_record_that_a_daemon_would_refuse_is_not_written(stage: Stage) -> None:
+    """The daemon would refuse the rest of the stream with it."""
+    with pytest.raises(ValueError, match="bound"):
+        stage.producer.record(m.Histograms(0.0, 1, {"w": "x" * m.MAX_PLAIN_BYTES}))
+    assert len(stage.records()) == 1
+
+
+@pytest.mark.parametrize("tally", [None, Tally()])
+def test_the_latest_tick_is_known(tmp_path: Path, tally: Tally | None) -> None:
+    stage = Stage(tmp_path, tally=tally)
+    assert stage.producer.latest() == Latest()
+    stage.update({"step": 4}, {"loss": 0.5, "note": "x"})
+    stage.update({"step": np.int64(5)}, {"acc": np.float32(0.25)})
+    before = time.time()
+    stage.update({"step": 6, "epoch": 1}, {"loss": 0.125, "ok": True})
+    latest = stage.producer.latest()
+    assert before <= latest.seconds <= time.time()
+    assert (latest.ticks, latest.clock) == (3, {"step": 6, "epoch": 1})
+    assert latest.stats == {"loss": 0.125, "ok": True}
+    assert [type(value) for value in latest.stats.values()] == [float, bool]
+    stage.ring.delete()
+
+
+def test_looking_at_the_latest_tick_disturbs_no_other(stage: Stage) -> None:
+    for i in range(50):
+        stage.update({"step": i}, {"loss": 1.0 * i})
+        if i % 7 == 0:
+            stage.update({"other": i}, {"note": "x"})
+        assert stage.producer.latest().ticks == i + 1 + i // 7 + 1
+    assert stage.column("step") == list(range(50))
+
+
+def test_ticks_are_counted_over_segments_and_dropped_ones_are_not(tmp_path: Path) -> None:
+    bounds = {"memory_bytes": 3 * SEGMENT_BYTES, "spill_bytes": 0}
+    stage = Stage(tmp_path, tally=Tally(), **bounds)
+    written = 0
+    while len(stage.ring.segments) < 3 or not stage.lost:
+        stage.update({"step": written}, {"v": np.full(100, written, np.float64)})
+        written = len(stage.column("step")) if stage.lost else written + 1
+    for _ in range(20):
+        stage.update({"step": -1}, {"v": np.zeros(100)})
+    latest = stage.producer.latest()
+    assert latest.ticks == written
+    assert latest.clock == {"step": written - 1}
+    assert latest.stats["v"].tolist() == [written - 1] * 100
+    stage.ring.delete()
+
+
+def test_what_is_known_of_a_tick_outlives_the_memory_that_it_was_in(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, tally=Tally())
+    stage.update({"step": 1}, {"v": np.arange(3.0)})
+    large = {"w": "x" * (SEGMENT_BYTES - 1_000)}
+    stage.producer.record(m.Histograms(0.0, 1, large))  # goes into a segment of its own
+    stage.ring.release(stage.producer.catch_up())
+    latest = stage.producer.latest()
+    assert (latest.ticks, latest.stats["v"].tolist()) == (1, [0.0, 1.0, 2.0])
+    stage.ring.delete()
+
+
+def test_a_signal_handler_may_save_at_any_instant(tmp_path: Path) -> None:
+    """It finds what is written by then, and its record comes behind the tick it interrupts."""
+    stage = Stage(tmp_path, tally=Tally())
+    saved: list[int] = []
+    seen: list[int] = []
+    inside = False
+
+    def handler(number: int, frame: object) -> None:
+        nonlocal inside
+        if inside:
+            return
+        inside = True
+        seen.append(stage.producer.latest().ticks)
+        saved.append(len(saved) + 1)
+        stage.producer.record(m.Artifact(len(saved), "extra", "extra/a.pkl", {}))
+        inside = False
+
+    with signalled(handler):
+        step = 0
+        while len(saved) < 300:
+            stage.update({"step": step}, {"loss": 0.5})
+            if step % 10 == 0:
+                stage.update({"other": step}, {"note": "text", "loss": 0.5})
+                stage.producer.latest()
+            step += 1
+    records = stage.records()
+    found = [record.number for record in records if isinstance(record, m.Artifact)]
+    assert found == saved
+    assert stage.column("step") == list(range(step))
+    assert seen == sorted(seen)
+    assert stage.producer.latest().ticks == step + (step + 9) // 10
+    assert stage.lost == []
+    stage.ring.delete()

@@ -17,9 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mle_client import segments, snapshot
+from mle_client import segments
 from mle_client.segments import SMALLEST_BYTES
-from mle_client.snapshot import INLINE_BYTES, Arena, Snapshot, SnapshotFull, read_left
+from mle_client.snapshot import (
+    INLINE_BYTES,
+    Arena,
+    LeftSnapshot,
+    Snapshot,
+    SnapshotFull,
+    read_left,
+)
 
 MIB = 2**20
 CHUNK = 256 * 1024
@@ -43,11 +50,11 @@ def take(arena: Arena, content: bytes, number: int = 1) -> Snapshot:
         return out.commit(number, "model")
 
 
-def read(taken: Snapshot | snapshot.LeftSnapshot, chunk_bytes: int = CHUNK) -> bytes:
+def read(taken: Snapshot | LeftSnapshot, chunk_bytes: int = CHUNK) -> bytes:
     return b"".join(taken.chunks(chunk_bytes))
 
 
-def left(folder: Path) -> list[snapshot.LeftSnapshot]:
+def left(folder: Path) -> list[LeftSnapshot]:
     return read_left(str(folder / "memory"), str(folder / "spill"))
 
 
@@ -275,6 +282,26 @@ def test_an_interrupted_commit_leaves_no_header(
             take(arena, content)
     assert left(tmp_path) == []
     assert read(take(arena, content)) == content
+
+
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+def test_another_snapshot_of_the_same_number_takes_its_place(
+    arena: Arena, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first = take(arena, b"first" * size)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", full)
+        with pytest.raises(SnapshotFull):
+            take(arena, b"second" * size)
+    assert [read(each) for each in left(tmp_path)] == [read(first)] == [b"first" * size]
+    second = take(arena, b"second" * size)
+    first.give_way_to(second)
+    assert [read(each) for each in left(tmp_path)] == [read(second)] == [b"second" * size]
+    second.release()
+    assert left(tmp_path) == []
 
 
 # --- the process dies -----------------------------------------------------------------------------
