@@ -5,8 +5,9 @@ Four views:
 * *warm*: all ways of saving (`savers`) take turns in one process, with one model.  Timed are the
   return of the call, and when the bytes are on the disk; the kernel says how many were written.
 * *cold*: the first call of each in a process of its own, and the memory that it took.
-* *ticks*: what `update()` costs while a model is on its way, and in turn with that while none is.
-* *figures*, and the memory for a model of 1 GB.
+* *calls* (`checkpoint_calls`): what `update()` costs while a model is on its way, and in turn with
+  that while none is; and what `save_plot()` costs.
+* *memory* for a model of 1 GB.
 
 A save ends before the next one begins, whoever's it is.  Libraries that are not installed are rows
 that say so.
@@ -15,7 +16,6 @@ that say so.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import time
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks import checkpoint_calls as calls
 from benchmarks import harness, savers
 from benchmarks.harness import Goal, Result, Table
 from benchmarks.workspace import Workspace, workspace
@@ -35,8 +36,6 @@ DURABLE_GOAL: Final = 1.3  # x a raw write and fsync
 WRITTEN_GOAL: Final = 1.01  # x the model's size: headers, the zip layout, the journal's records
 _NOW: Final = time.perf_counter
 _SETTLE_S: Final = 0.05  # after a save: files that it replaced are removed behind it
-_WORK_S: Final = 100e-6  # of training in Python between two ticks; more ticks would be a benchmark
-_TIMEOUT_S: Final = 120.0
 _MB: Final = 1e6
 _MISSING: Final = "not installed"
 
@@ -127,11 +126,11 @@ def run(size: Size) -> Result:
             for name in warm
         }
     harness.tell(f"{NAME}: ticks")
-    figures["ticks"] = ticks = harness.fresh(measure_ticks, size)
-    tables.append(_tick_table(ticks))
+    figures["ticks"] = ticks = harness.fresh(calls.measure_ticks, size.bytes, size.tick_rounds)
+    tables.append(calls.tick_table(ticks))
     harness.tell(f"{NAME}: figures")
-    figures["plots"] = plots = harness.fresh(measure_plots, size)
-    tables.append(_plot_table(plots))
+    figures["plots"] = plots = harness.fresh(calls.measure_plots, size.plots)
+    tables.append(calls.plot_table(plots))
     if size.large_bytes:
         harness.tell(f"{NAME}: a large model")
         large = Size(size.large_bytes, 1, 1, 1, 1)
@@ -231,82 +230,6 @@ def _cold(kind: str, size: Size, names: list[str]) -> dict[str, list[tuple[Save,
     return found
 
 
-# --- ticks ----------------------------------------------------------------------------------------
-def measure_ticks(size: Size) -> dict[str, list[float]]:
-    """The time of each `update()`, in seconds, with a model on its way and without."""
-    model = savers.make_model("numpy", size.bytes)
-    spent: dict[str, list[float]] = {"no model": [], "a model on its way": []}
-    with workspace() as space, _saver("numpy", savers.OURS, model, space) as saver:
-        assert isinstance(saver, savers.Ours)
-        ticks = itertools.count(1)
-        saver.save()
-        saver.wait()
-        for _ in range(size.tick_rounds):
-            saver.save()
-            began = _NOW()
-            while saver.log.stats()["unstored"]:
-                spent["a model on its way"] += _window(saver.log, ticks)
-            lasted = _NOW() - began
-            saver.wait()
-            time.sleep(_SETTLE_S)
-            began = _NOW()
-            while True:  # at least once
-                saver.log.stats()
-                spent["no model"] += _window(saver.log, ticks)
-                if _NOW() - began >= lasted:
-                    break
-            saver.wait()
-    return {name: times or [0.0] for name, times in spent.items()}
-
-
-def _window(log: Any, ticks: Iterator[int]) -> list[float]:
-    """Some ticks of a training that is busy in Python."""
-    times = []
-    for _ in range(50):
-        until = _NOW() + _WORK_S
-        while _NOW() < until:
-            pass
-        clock, stats = {savers.CLOCK: next(ticks)}, {"loss": 1.0}
-        began = _NOW()
-        log.update(clock, stats)
-        times.append(_NOW() - began)
-    return times
-
-
-# --- figures --------------------------------------------------------------------------------------
-def measure_plots(size: Size) -> dict[str, list[float]]:
-    """Seconds of saving a figure, by the way; nothing where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return {}
-    figure = Figure()
-    axes = figure.subplots()
-    for slope in range(5):
-        axes.plot([slope * x for x in range(200)], label=f"run {slope}")
-    axes.legend()
-    with workspace() as space, _saver("numpy", savers.OURS, {}, space) as saver:
-        assert isinstance(saver, savers.Ours)
-        path, log = space.root.parent / "figure.png", saver.log
-
-        def theirs() -> float:
-            began = _NOW()
-            figure.savefig(path, dpi=300)
-            return _NOW() - began
-
-        def ours() -> float:
-            began = _NOW()
-            log.save_plot(figure)
-            spent = _NOW() - began
-            saver.wait()
-            return spent
-
-        variants = {"savefig(dpi=300)": theirs, "save_plot": ours}
-        harness.interleaved(variants, 1)  # fonts are looked for, the process that draws is started
-        rounds = harness.interleaved(variants, size.plots)
-    return {name: [each[name] for each in rounds] for name in variants}
-
-
 # --- tables ---------------------------------------------------------------------------------------
 def table(
     kind: str,
@@ -369,20 +292,3 @@ def goals(kind: str, size: Size, warm: dict[str, list[Save]]) -> tuple[Goal, ...
         Goal(f"{kind}: durable, x raw write + fsync", DURABLE_GOAL, durable),
         Goal(f"{kind}: bytes written, x size", WRITTEN_GOAL, written),
     )
-
-
-def _tick_table(ticks: dict[str, list[float]]) -> Table:
-    rows = [
-        (name, len(times), *(1e6 * harness.percentile(times, p) for p in (0.5, 0.99, 1.0)))
-        for name, times in ticks.items()
-    ]
-    columns = ("while", "ticks", "p50", "p99", "max")
-    return Table("update() in µs, after 100 µs of Python each", columns, tuple(rows))
-
-
-def _plot_table(plots: dict[str, list[float]]) -> Table:
-    rows: list[tuple[Any, ...]] = [
-        (name, 1e3 * harness.median(times), 1e3 * max(times)) for name, times in plots.items()
-    ]
-    columns = ("call", "median", "max")
-    return Table("A figure of five lines; ms", columns, tuple(rows) or (("any", _MISSING, ""),))

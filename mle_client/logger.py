@@ -534,7 +534,7 @@ class MLELogger:
             on_save=self.save if self._sync else ask_to_save,
             on_artifacts=self._artifacts,
             on_lost=lambda reason: self._failed(MLEError(reason)),
-            tally=Tally() if self._saver.needs_ticks else None,
+            tally=Tally() if self._saver.needs_ticks or run.tboard or run.wandb else None,
         )
         arena = Arena(
             os.path.join(ring.directory, layout.SNAPSHOTS_DIR),

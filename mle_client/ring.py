@@ -295,7 +295,7 @@ class Ring:
         on_disk = sum(s.size for s in (*self.segments, *self._spares) if s.spilled)
         self._files += 1
         name = f"{self._files:08d}.seg"
-        if in_memory + size <= self._memory_bytes and _has_room(self.directory, size):
+        if in_memory + size <= self._memory_bytes and has_room(self.directory, size):
             with contextlib.suppress(OSError):
                 path = os.path.join(self.directory, name)
                 return _create_segment(path, size, self._producer, False)
@@ -309,7 +309,8 @@ class Ring:
         raise RingFull(f"{on_disk} bytes are spilled; {self._spill_bytes} is the bound")
 
 
-def _has_room(directory: str, size: int) -> bool:
+def has_room(directory: str, size: int) -> bool:
+    """Whether shared memory takes so many bytes more and stays free enough for everybody."""
     try:
         room = os.statvfs(directory)
     except OSError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -25,7 +26,7 @@ from mle_client.kept import Kept
 from mle_client.layout import OWN_CLOCKS
 from mle_client.producer import Producer
 from mle_client.renderer import Renderer
-from mle_client.retention import Plan, Policy, Saved, to_plain
+from mle_client.retention import Policy, Saved, to_plain
 from mle_client.ring import RingFull
 from mle_client.shipping import Shipper
 from mle_client.snapshot import Arena, Snapshot, SnapshotWriter
@@ -35,10 +36,12 @@ from mle_client.tally import Latest
 # snapshots should have: a slow disk then shows, but in training's time and not as a lost model.
 MAKE_ROOM_TIMEOUT_S: Final = 10.0
 # Artifacts that wait to be stored may take so much memory, or twice that of the largest one: one is
-# on its way while the next is taken.
+# on its way while the next is taken.  As much may wait to be counted for histograms.
+FREE_BYTES: Final = 256 * 2**20
 RENDER_TIMEOUT_S: Final = 60.0  # for one figure: a hundred times what a large one takes
 _CHUNK_BYTES: Final = 2**20
-FREE_BYTES: Final = 256 * 2**20
+# Histograms in one record: 0.7 KB each and a name, so that the record stays below its bound.
+_TAGS_IN_RECORD: Final = 200
 _FORKED: Final = (
     "a forked child of the process that made the logger cannot save models, figures or objects: "
     "they would take the names of its parent's; make an MLELogger with its own seed_id there"
@@ -53,11 +56,30 @@ class Counts:
         saved: artifacts handed over.
         rendered_here: figures that could not travel and were rendered on the caller's thread.
         waited_s: seconds that saves waited for room.
+        not_counted: updates whose histograms were left out, since too many waited to be counted.
     """
 
     saved: int = 0
     rendered_here: int = 0
     waited_s: float = 0.0
+    not_counted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is noted of an artifact.
+
+    Args:
+        kind, name, facts: as of `messages.Artifact`.
+        kept: what is kept with it.
+        save: number of a checkpoint.
+    """
+
+    kind: str
+    name: str
+    facts: dict[str, Any]
+    kept: Kept
+    save: int | None = None
 
 
 class Saver:
@@ -99,6 +121,11 @@ class Saver:
         self._renderer: Renderer | None = None  # from the first figure on
         self._lock = threading.RLock()  # one save at a time; a signal handler may save, too
         self._number = 0
+        self._handing_over = False
+        # Of signal handlers that have interrupted a hand-over.
+        self._put_off: deque[tuple[SnapshotWriter, Callable[[], _Entry], str]] = deque()
+        self._untold: list[int] = []  # dropped, and there was no room to say so
+        self._to_count = 0  # bytes that wait to be counted for histograms
         self._largest = 0  # bytes of the largest artifact so far
         self._road: tuple[Producer, Arena, Shipper] | None = None
         self._refuse: str = ""
@@ -117,6 +144,8 @@ class Saver:
         self._renderer = None
         self._road = None
         self._lock = threading.RLock()
+        self._handing_over = False
+        self._put_off.clear()
         self._refuse = _FORKED
 
     def finish(self, timeout: float) -> None:
@@ -142,79 +171,87 @@ class Saver:
     # --- saving -----------------------------------------------------------------------------------
     def save_model(
         self, model: Any, clock: Mapping[str, Any] | None = None, stats: Mapping[str, Any] = {}
-    ) -> Plan:
+    ) -> None:
         """Save a checkpoint.
 
         Args:
             model: of the logger's model_type.
             clock, stats: of the tick that it comes with; None for the latest tick.
 
-        Returns:
-            What that changes.
-
         Raises:
             TypeError, ValueError: it cannot be saved; says what to give instead.
             OSError: there is no room to take its bytes.
+            LoggerClosed: nothing can be saved any more.
         """
+        self._check_open()
         serializers.check_model(model, self._model_type)
         facts = self._facts(clock, stats)
+
+        def entry() -> _Entry:
+            saved = replace(facts, number=self.kept.portfolio.saves + 1)
+            kept, _ = self.kept.with_model(self.policy, saved)
+            return _Entry("model", "", to_plain(saved), kept, saved.number)
+
         with self._lock:
             writer = self._begin()
             self._write(writer, lambda: serializers.write_model(model, self._model_type, writer))
-            saved = replace(facts, number=self.kept.portfolio.saves + 1)
-            kept, plan = self.kept.with_model(self.policy, saved)
-            self._hand_over(writer, "model", "", to_plain(saved), kept, save=saved.number)
-        return plan
+            self._commit(writer, entry)
 
     def save_init_model(self, model: Any) -> None:
         """Save the initial checkpoint.  Raises: as of `save_model`."""
+        self._check_open()
         serializers.check_model(model, self._model_type)
         with self._lock:
             writer = self._begin()
             self._write(writer, lambda: serializers.write_model(model, self._model_type, writer))
-            self._hand_over(writer, "init", "", {}, self.kept.with_init())
+            self._commit(writer, lambda: _Entry("init", "", {}, self.kept.with_init()))
 
-    def save_extra(self, obj: Any, fname: str | None = None) -> str:
+    def save_extra(self, obj: Any, fname: str | None = None) -> None:
         """Save an object.
 
         Args:
             fname: path below extra/; None for the next number.
 
-        Returns:
-            Its path relative to the experiment's folder.
-
         Raises:
             TypeError: it cannot be pickled.
             ValueError: `fname` leads out of extra/.
-            OSError: as of `save_model`.
+            OSError, LoggerClosed: as of `save_model`.
         """
+        self._check_open()
+        given = None if fname is None else self._checked_name("extra", fname)
+
+        def entry() -> _Entry:
+            name = given or self._next_name(layout.extra_path, self.kept.extras)
+            return _Entry("extra", name, {}, self.kept.with_file("extra", name))
+
         with self._lock:
-            name = self._file_name("extra", fname, layout.extra_path, self.kept.extras)
             writer = self._begin()
             self._write(writer, lambda: serializers.write_object(obj, writer))
-            self._hand_over(writer, "extra", name, {}, self.kept.with_file("extra", name))
-        return name
+            self._commit(writer, entry)
 
     def save_plot(
         self, fig: Any, fname: str | None = None, facts: dict[str, Any] | None = None
-    ) -> str:
+    ) -> None:
         """Save a figure as it is now; it becomes a picture in another process.
 
         Args:
             fname: path below figures/; None for the next number.
             facts: "step", "seconds" and "row" of the tick that it came with.
 
-        Returns:
-            Its path relative to the experiment's folder.
-
         Raises:
             TypeError: it is no figure.
             ValueError: `fname` leads out of figures/.
-            OSError: as of `save_model`.
+            OSError, LoggerClosed: as of `save_model`.
         """
+        self._check_open()
+        given = None if fname is None else self._checked_name("figures", fname)
+        image_format = rendering.image_format(given or "")
+
+        def entry() -> _Entry:
+            name = given or self._next_name(layout.figure_path, self.kept.figures)
+            return _Entry("figure", name, facts or {}, self.kept.with_file("figure", name))
+
         with self._lock:
-            name = self._file_name("figures", fname, layout.figure_path, self.kept.figures)
-            image_format = rendering.image_format(name)
             writer = self._begin()
             form = "figure"
             try:
@@ -225,9 +262,7 @@ class Saver:
                 self._write(writer, lambda: writer.write(image))
                 form = "file"
                 self.counts = replace(self.counts, rendered_here=self.counts.rendered_here + 1)
-            kept = self.kept.with_file("figure", name)
-            self._hand_over(writer, "figure", name, facts or {}, kept, form)
-        return name
+            self._commit(writer, entry, form)
 
     def step_of(self, clock: Mapping[str, Any]) -> dict[str, Any]:
         """Where a figure belongs that came with a tick: step of the user's first clock, seconds."""
@@ -245,13 +280,25 @@ class Saver:
             return
         producer = self._road[0]
         views = weights.weight_views(model, self._model_type, grads)
+        size = weights.copied_bytes(views)
+        with self._lock:
+            if self._to_count and self._to_count + size > FREE_BYTES:
+                self.counts = replace(self.counts, not_counted=self.counts.not_counted + 1)
+                return
+            self._to_count += size
         latest = producer.latest()
         step = weights.step_of(clock, self._rows_before + latest.ticks)
 
         def count() -> None:
-            tags, problems = weights.histograms_of(views)
-            if tags:
-                producer.record(m.Histograms(latest.seconds, step, tags))
+            try:
+                found, problems = weights.histograms_of(views)
+            finally:
+                with self._lock:
+                    self._to_count -= size
+            tags = list(found.items())
+            for at in range(0, len(tags), _TAGS_IN_RECORD):
+                some = dict(tags[at : at + _TAGS_IN_RECORD])
+                producer.record(m.Histograms(latest.seconds, step, some))
             for problem in problems:
                 self._on_error(MLEError(problem))
 
@@ -261,10 +308,13 @@ class Saver:
         self._worker.submit(Work(count, failed))
 
     # --- steps of a save --------------------------------------------------------------------------
-    def _begin(self) -> SnapshotWriter:
+    def _check_open(self) -> tuple[Producer, Arena, Shipper]:
         if self._road is None:
             raise LoggerClosed(self._refuse or "a save after close()")
-        producer, arena, shipper = self._road
+        return self._road
+
+    def _begin(self) -> SnapshotWriter:
+        producer, arena, shipper = self._check_open()
         waiting = shipper.pending_bytes(producer.id)
         if waiting > max(2 * self._largest, FREE_BYTES):
             waited = shipper.make_room(producer.id, self._largest, MAKE_ROOM_TIMEOUT_S)
@@ -278,43 +328,63 @@ class Saver:
             writer.abort()
             raise
 
-    def _hand_over(
-        self,
-        writer: SnapshotWriter,
-        kind: str,
-        name: str,
-        facts: dict[str, Any],
-        kept: Kept,
-        form: str = "file",
-        save: int | None = None,
+    def _commit(
+        self, writer: SnapshotWriter, entry: Callable[[], _Entry], form: str = "file"
     ) -> None:
+        """Hand over what was written.  Next: it is the daemon's.
+
+        A signal handler that interrupts a hand-over puts its own off until that one is done: names
+        and numbers follow from what was handed over before.
+
+        Args:
+            entry: what to note, as it follows from what is kept by then.
+        """
+        if self._handing_over:
+            self._put_off.append((writer, entry, form))
+            return
+        self._handing_over = True
+        try:
+            self._hand_over(writer, entry(), form)
+        finally:
+            self._handing_over = False
+            while self._put_off:
+                try:
+                    self._commit(*self._put_off.popleft())
+                except Exception as error:  # its caller has returned
+                    self._on_error(MLEError(f"what a signal handler saved is lost: {error}"))
+
+    def _hand_over(self, writer: SnapshotWriter, entry: _Entry, form: str) -> None:
         """Commit the bytes, put the record into the stream, and have the bytes shipped."""
-        assert self._road is not None
-        producer, _, shipper = self._road
+        try:
+            producer, _, shipper = self._check_open()
+        except LoggerClosed:
+            writer.abort()
+            raise
+        self._tell_dropped()
         self._number += 1
-        snapshot = writer.commit(self._number, kind, form)
+        number = self._number
+        snapshot = writer.commit(number, entry.kind, form)
         self._largest = max(self._largest, snapshot.size)
         try:
-            producer.record(m.Artifact(self._number, kind, name, facts))
+            producer.record(m.Artifact(number, entry.kind, entry.name, entry.facts))
+            if form == "figure":
+                self._draw(snapshot, entry.name)
+            else:
+                shipper.submit(
+                    producer.id,
+                    snapshot,
+                    lambda: self._is_droppable(entry.save),
+                    on_dropped=lambda: self._drop(number),
+                )
         except BaseException as error:
+            self._drop(number)  # whether it was noted or not
             snapshot.release()
             if isinstance(error, RingFull):
-                raise OSError(
-                    f"no room to note that {name or 'a model'} was saved: {error}"
-                ) from error
+                what = entry.name or "a model"
+                raise OSError(f"no room to note that {what} was saved: {error}") from error
             raise
-        self.kept = kept
+        self.kept = entry.kept
         self.counts = replace(self.counts, saved=self.counts.saved + 1)
-        number = self._number
-        if form == "figure":
-            self._draw(snapshot, name)
-        else:
-            shipper.submit(
-                producer.id,
-                snapshot,
-                lambda: self._is_droppable(save),
-                on_dropped=lambda: self._drop(number),
-            )
 
     def _draw(self, snapshot: Snapshot, name: str) -> None:
         """Have a figure become a picture, and ship that."""
@@ -343,28 +413,29 @@ class Saver:
 
     def _drop(self, number: int) -> None:
         """Tell the daemon that an artifact's bytes will not come."""
-        if self._road is not None:
-            # If there is no room to say so, the daemon finds out when this process is gone.
-            with contextlib.suppress(RingFull, LoggerClosed):
-                self._road[0].record(m.Artifact(number, m.DROPPED, "", {}))
+        self._untold.append(number)
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        # Where there is no room to say so, the next save does, or the end of this process.
+        with contextlib.suppress(RingFull, LoggerClosed):
+            while self._road is not None and self._untold:
+                self._road[0].record(m.Artifact(self._untold[0], m.DROPPED, "", {}))
+                del self._untold[0]
 
     def _is_droppable(self, save: int | None) -> bool:
         """Whether newer checkpoints have taken every place of a checkpoint."""
         portfolio = self.kept.portfolio
         return save is not None and save != portfolio.saves and not portfolio.live(save)
 
-    def _file_name(
-        self,
-        folder: str,
-        given: object,
-        numbered: Callable[[str, int], str],
-        taken: tuple[str, ...],
-    ) -> str:
+    def _next_name(self, numbered: Callable[[str, int], str], taken: tuple[str, ...]) -> str:
+        """The path of a figure or object without a name of its own."""
+        seed_id = self._seed_id()
+        numbers = [layout.file_number(name, seed_id) or 0 for name in taken]
+        return numbered(seed_id, 1 + max(numbers, default=0))
+
+    def _checked_name(self, folder: str, given: object) -> str:
         """The path of a figure or object, relative to the experiment's folder."""
-        if given is None:
-            seed_id = self._seed_id()
-            numbers = [layout.file_number(name, seed_id) or 0 for name in taken]
-            return numbered(seed_id, 1 + max(numbers, default=0))
         if not isinstance(given, str):
             raise TypeError(f"a file name is a string, not {given!r}")
         if why := layout.artifact_path_problem(folder, given):

@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from mle_client.ring import _has_room as has_room
+from mle_client.ring import has_room
 
 # A mapping holds a file descriptor, of which a process usually has 1,024, so a large snapshot
 # takes large segments: 100 MB are 15 of them, 4 GiB are 81.  A quarter more is reserved than used.

@@ -39,6 +39,8 @@ _LOOK_AFTER_S: Final = 0.5
 _HELLO_TIMEOUT_S: Final = 5.0
 # Tells the daemon that this process lives, where it cannot see its rings.
 _HEARTBEAT_S: Final = 10.0
+# How often snapshots' memory that nobody has used for a while is given back.
+_TIDY_EVERY_S: Final = 30.0
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 30.0
 
@@ -106,6 +108,7 @@ class Transport:
         self._link: _Link | None = None
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
+        self._tidy_at = 0.0
         self._told_to_leave = False
         self._last_error = ""
 
@@ -214,6 +217,10 @@ class Transport:
         for channel in tuple(self._channels.values()):
             channel.producer.catch_up()
         now = time.monotonic()
+        if now >= self._tidy_at:
+            self._tidy_at = now + _TIDY_EVERY_S
+            for channel in tuple(self._channels.values()):
+                channel.arena.tidy()
         if self._link is None and now >= self._retry_at:
             self._connect(now)
         self._listen(wait_s)

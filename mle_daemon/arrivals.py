@@ -149,10 +149,10 @@ class Arrivals:
             arrival.state is State.WAITING and now >= arrival.retry_at
         ):
             self._begin(key, arrival, now)
-        if arrival.state in (State.WRITING, State.RENDERING):
+        if arrival.state is State.WRITING:
             self._answer(key, client, arrival.at)
-        if arrival.state is State.WRITING and arrival.at == arrival.size:
-            self._end(key, arrival, now)
+            if arrival.at == arrival.size:
+                self._end(key, arrival, now)
 
     def _asked_after(self, key: Key, client: bytes, size: int) -> None:
         whole = self._whole[key]
@@ -175,7 +175,7 @@ class Arrivals:
             return
         arrival.heard_at = now
         end = chunk.offset + len(chunk.payload)
-        if arrival.left is not None or arrival.state not in (State.WRITING, State.RENDERING):
+        if arrival.left is not None or arrival.state is not State.WRITING:
             return  # the rest of what was given up
         if end > arrival.size:
             self._decline(key, client, f"{end} bytes came of an artifact of {arrival.size}")

@@ -16,7 +16,15 @@ from typing import ClassVar
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import checkpoint, end_to_end, growth, harness, savers, update_cost
+from benchmarks import (
+    checkpoint,
+    checkpoint_calls,
+    end_to_end,
+    growth,
+    harness,
+    savers,
+    update_cost,
+)
 from benchmarks.harness import Goal, Result, Table
 from benchmarks.workspace import cpu_s, workspace
 
@@ -75,6 +83,7 @@ def test_end_to_end_runs_every_system() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a library that mle-logging imports
 def test_checkpoint_saves_in_every_way_that_is_installed() -> None:
     size = checkpoint.SIZES["tiny"]
 
@@ -93,9 +102,19 @@ def test_checkpoint_looks_at_the_first_save_and_its_memory() -> None:
 
 
 def test_checkpoint_times_ticks_with_a_model_on_its_way_and_without() -> None:
-    ticks = checkpoint.measure_ticks(checkpoint.SIZES["tiny"])
+    ticks = checkpoint_calls.measure_ticks(model_bytes=20_000_000, rounds=1)
 
-    assert [len(times) >= 1 for times in ticks.values()] == [True, True]
+    assert all(len(times) >= 1 for times in ticks.values())
+    assert [row[0] for row in checkpoint_calls.tick_table(ticks).rows] == list(ticks)
+
+
+def test_checkpoint_times_figures() -> None:
+    pytest.importorskip("matplotlib")
+
+    plots = checkpoint_calls.measure_plots(count=1)
+
+    assert_is_complete(Result("checkpoint", (checkpoint_calls.plot_table(plots),)))
+    assert [len(times) for times in plots.values()] == [1, 1]
 
 
 def test_checkpoint_reports_what_is_missing_and_its_goals() -> None:
