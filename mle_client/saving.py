@@ -376,12 +376,13 @@ class Saver:
                     lambda: self._is_droppable(entry.save),
                     on_dropped=lambda: self._drop(number),
                 )
-        except BaseException as error:
-            self._drop(number)  # whether it was noted or not
+        except RingFull as error:
             snapshot.release()
-            if isinstance(error, RingFull):
-                what = entry.name or "a model"
-                raise OSError(f"no room to note that {what} was saved: {error}") from error
+            what = entry.name or "a model"
+            raise OSError(f"no room to note that {what} was saved: {error}") from error
+        except BaseException:
+            self._drop(number)  # it may have been noted
+            snapshot.release()
             raise
         self.kept = entry.kept
         self.counts = replace(self.counts, saved=self.counts.saved + 1)

@@ -52,6 +52,7 @@ _SILENT_AFTER_S: Final = 35.0
 # What a stop may take before the rest is left to the journal: service managers kill after 90 s.
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
+_STOP_TIMEOUT_S: Final = 10.0  # for what is arriving to be given up; a stalled disk can take longer
 
 
 def run(config: DaemonConfig, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
@@ -139,7 +140,7 @@ class Daemon:
                 write_endpoint(endpoint)
                 yield endpoint
             finally:
-                self._artifacts.stop()
+                self._artifacts.stop(_STOP_TIMEOUT_S)
                 self._landing.stop()
                 self._writer.stop()
                 sync.stop()
