@@ -33,7 +33,7 @@ def checked_model_type(model_type: object) -> str:
 def checked_seed_id(seed_id: object) -> str:
     """The seed's name.  Raises: TypeError, ValueError: none can be made of it."""
     if isinstance(seed_id, numbers.Integral):
-        return f"seed_{int(seed_id)}"
+        seed_id = f"seed_{int(seed_id)}"
     if not isinstance(seed_id, str):
         raise TypeError(f"seed_id={seed_id!r}: give a number or a string")
     if not layout.is_seed_id(seed_id):
@@ -89,11 +89,13 @@ def checked_policy(
         )
     if time_name is None and (every_k is not None or top_k is not None):
         time_name = _DEFAULT_TIME
+    if minimize is None or minimize in (True, False):  # numpy's truths, too
+        minimize = minimize is None or bool(minimize)
     return Policy(
         every_k=every_k,
         top_k=top_k,
         top_k_metric=metric if top_k is not None else None,
-        minimize=True if minimize is None else bool(minimize),
+        minimize=minimize,
         time_name=time_name,
         rules=rules,  # type: ignore[arg-type]  # made a tuple, or refused, there
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mle_client import layout
-from mle_client.kept import meta_lists
+from mle_client.kept import Kept, meta_lists
 from mle_client.retention import Portfolio
 from mle_client.saving import Saver
 
@@ -117,17 +117,25 @@ class ModelLog:
 
 
 class FigureLog:
-    """The figures of one logger.  Args: as of `ModelLog`."""
+    """The figures of one logger.
 
-    def __init__(self, saver: Saver, experiment_dir: str) -> None:
+    Args:
+        as_stored: what is kept, under the names that it gets on disk; the rest as of `ModelLog`.
+    """
+
+    def __init__(
+        self, saver: Saver, experiment_dir: str, as_stored: Callable[[Kept], Kept] = lambda k: k
+    ) -> None:
         self._saver = saver
+        self._as_stored = as_stored
         self.experiment_dir = experiment_dir
         self.figures_dir = posixpath.join(experiment_dir, "figures/")
 
     @property
     def fig_storage_paths(self) -> list[str]:
         """Paths of the figures, in the order in which they were saved."""
-        return [posixpath.join(self.experiment_dir, name) for name in self._saver.kept.figures]
+        names = self._as_stored(self._saver.kept).figures
+        return [posixpath.join(self.experiment_dir, name) for name in names]
 
     @property
     def fig_save_counter(self) -> int:
@@ -136,17 +144,21 @@ class FigureLog:
 
 
 class ExtraLog:
-    """The objects of one logger.  Args: as of `ModelLog`."""
+    """The objects of one logger.  Args: as of `FigureLog`."""
 
-    def __init__(self, saver: Saver, experiment_dir: str) -> None:
+    def __init__(
+        self, saver: Saver, experiment_dir: str, as_stored: Callable[[Kept], Kept] = lambda k: k
+    ) -> None:
         self._saver = saver
+        self._as_stored = as_stored
         self.experiment_dir = experiment_dir
         self.extra_dir = posixpath.join(experiment_dir, "extra/")
 
     @property
     def extra_storage_paths(self) -> list[str]:
         """Paths of the objects, in the order in which they were saved."""
-        return [posixpath.join(self.experiment_dir, name) for name in self._saver.kept.extras]
+        names = self._as_stored(self._saver.kept).extras
+        return [posixpath.join(self.experiment_dir, name) for name in names]
 
     @property
     def extra_save_counter(self) -> int:

@@ -5,11 +5,14 @@ It knows nothing of the work.  What goes wrong in one piece of it is told, and t
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+_LOG = logging.getLogger(__name__)
 
 _JOIN_TIMEOUT_S: Final = 1.0
 
@@ -70,6 +73,13 @@ class Worker:
         """In a forked child: thread and work are the parent's."""
         self._reset()
 
+    def _do(self, work: Work) -> None:
+        try:
+            work.do()
+        except Exception as error:
+            if not self._closing:  # else it failed because it was cut off
+                work.failed(error)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -78,10 +88,9 @@ class Worker:
                     return
                 work = self._waiting.popleft()
             try:
-                work.do()
-            except Exception as error:
-                if not self._closing:  # else it failed because it was cut off
-                    work.failed(error)
+                self._do(work)
+            except Exception as error:  # of `failed`; the rest must be done all the same
+                _LOG.exception("a failure in the background could not be told: %s", error)
             finally:
                 with self._changed:
                     self._unfinished -= 1

@@ -61,6 +61,16 @@ class Kept:
             return replace(self, figures=_with(self.figures, name))
         return replace(self, extras=_with(self.extras, name))
 
+    def in_seed(self, seed_id: str, stored_as: str) -> Kept:
+        """What is kept where the seed is stored under another name than it asked for."""
+        if seed_id == stored_as:
+            return self
+        return replace(
+            self,
+            figures=tuple(layout.in_seed(n, seed_id, stored_as) for n in self.figures),
+            extras=tuple(layout.in_seed(n, seed_id, stored_as) for n in self.extras),
+        )
+
     def without_file(self, kind: str, name: str) -> Kept:
         """What is kept when a figure or object turns out to be lost."""
         if kind == "figure":

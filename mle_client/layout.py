@@ -147,6 +147,15 @@ def file_number(path: str, seed_id: str) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
+def in_seed(path: str, seed_id: str, stored_as: str) -> str:
+    """A path of `figure_path` or `extra_path` where the seed is stored under another name."""
+    number = file_number(path, seed_id)
+    if number is None or seed_id == stored_as:
+        return path
+    numbered = figure_path if path.startswith(f"{FIGURES_DIR}/") else extra_path
+    return numbered(stored_as, number)
+
+
 def temporary_name(token: str) -> str:
     """The name of an unfinished file of ours in a user's folder.  Args: token: makes it unique."""
     return f".mle-{token}.tmp"

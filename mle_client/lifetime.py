@@ -46,6 +46,9 @@ def register(logger: Closable) -> None:
         return
     if _registered_in == 0:
         atexit.register(close_all)
+        # Not before: what runs after a fork runs in the order of registration, and `transport` must
+        # have let go of the parent's thread before a logger asks it for a new one.
+        os.register_at_fork(after_in_child=_after_fork_in_child)
     _registered_in = os.getpid()
     if "multiprocessing" in sys.modules:  # its children leave by os._exit, without atexit
         from multiprocessing.util import Finalize
@@ -104,6 +107,3 @@ control.BEFORE_READING.append(_flush_before_reading)
 def _after_fork_in_child() -> None:
     for logger in list(_LOGGERS):
         logger.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -31,7 +31,7 @@ from mle_client import (
 from mle_client import messages as m
 from mle_client.artifactlogs import ExtraLog, FigureLog, ModelLog
 from mle_client.errors import MLEError
-from mle_client.kept import kept_to_plain
+from mle_client.kept import Kept, kept_to_plain
 from mle_client.lifetime import EXIT_TIMEOUT_S
 from mle_client.producer import Producer
 from mle_client.resume import Resumed, resume
@@ -63,12 +63,14 @@ class Report:
         lost: could not be kept.
         unstored: models, figures and objects that are not under their names yet; they are kept on
             this machine like the spilled ticks.
+        refused: models, figures and objects that could not be stored; `errors()` says why.
     """
 
     delivered: int
     spilled: int
     lost: int
     unstored: int = 0
+    refused: int = 0
 
 
 class MLELogger:
@@ -206,7 +208,7 @@ class MLELogger:
         )
         self._saver = Saver(
             self._run.directory,
-            lambda: self.stored_as()[1],
+            lambda: self.seed_id,  # the daemon names files of a seed that it had to rename
             model_type,
             policy,
             resumed.kept,
@@ -217,8 +219,8 @@ class MLELogger:
         self.model_log = ModelLog(
             self._saver, self.experiment_dir, lambda: self.stored_as()[1], model_type
         )
-        self.figure_log = FigureLog(self._saver, self.experiment_dir)
-        self.extra_log = ExtraLog(self._saver, self.experiment_dir)
+        self.figure_log = FigureLog(self._saver, self.experiment_dir, self._as_stored)
+        self.extra_log = ExtraLog(self._saver, self.experiment_dir, self._as_stored)
         self._shown: Shown | None = None
         if verbose:
             names = {"time_to_track": [*time_to_track], "what_to_track": [*what_to_track]}
@@ -310,7 +312,13 @@ class MLELogger:
             self._shown.close(_CONSOLE_TIMEOUT_S)
         ring = channel.producer.ring
         waiting = self._unacknowledged(channel)
-        report = Report(channel.session.ticks, len(waiting), channel.producer.lost, unstored)
+        report = Report(
+            channel.session.ticks,
+            len(waiting),
+            channel.producer.lost,
+            unstored,
+            channel.refused_artifacts,
+        )
         if not unstored and (flushed or channel.session.acked >= self._end):
             channel.arena.delete()
             ring.delete()
@@ -358,6 +366,9 @@ class MLELogger:
         from mle_client.shown import Shown
 
         return Shown(console, (self.model_log, self.figure_log, self.extra_log), rows_before)
+
+    def _as_stored(self, kept: Kept) -> Kept:
+        return kept.in_seed(self.seed_id, self.stored_as()[1])
 
     def _resume(self, policy: Policy) -> Resumed:
         """What the run continues; loggers of this process that write it are closed."""

@@ -29,7 +29,7 @@ class Resumed:
         rows: ticks so far.
         elapsed: the last value of the clock time_elapsed, in seconds.
         kept: what was stored beside the log.
-        clocks, stats: names so far, in order.
+        clocks, stats: names so far.
     """
 
     rows: int = 0

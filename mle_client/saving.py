@@ -127,6 +127,7 @@ class Saver:
         self._untold: list[int] = []  # dropped, and there was no room to say so
         self._to_count = 0  # bytes that wait to be counted for histograms
         self._largest = 0  # bytes of the largest artifact so far
+        self._in_vain = 0  # bytes that waited when a wait for room was in vain; 0 after it was not
         self._road: tuple[Producer, Arena, Shipper] | None = None
         self._refuse: str = ""
 
@@ -159,9 +160,10 @@ class Saver:
             How many figures and histograms were cut off.
         """
         self._road = None
+        cut_off = self._worker.close()  # first: what is cut off by the next line has not failed
         if self._renderer is not None:
             self._renderer.close()
-        return self._worker.close()
+        return cut_off
 
     @property
     def needs_ticks(self) -> bool:
@@ -316,9 +318,15 @@ class Saver:
     def _begin(self) -> SnapshotWriter:
         producer, arena, shipper = self._check_open()
         waiting = shipper.pending_bytes(producer.id)
+        if waiting < self._in_vain:
+            self._in_vain = 0  # something was stored since
         if waiting > max(2 * self._largest, FREE_BYTES):
-            waited = shipper.make_room(producer.id, self._largest, MAKE_ROOM_TIMEOUT_S)
+            # Once in vain is enough: while nothing is stored at all, only what is droppable goes.
+            timeout = 0.0 if self._in_vain else MAKE_ROOM_TIMEOUT_S
+            waited = shipper.make_room(producer.id, self._largest, timeout)
             self.counts = replace(self.counts, waited_s=self.counts.waited_s + waited)
+            if waited >= timeout:
+                self._in_vain = shipper.pending_bytes(producer.id)
         return arena.begin()
 
     def _write(self, writer: SnapshotWriter, write: Callable[[], object]) -> None:
@@ -342,24 +350,28 @@ class Saver:
         if self._handing_over:
             self._put_off.append((writer, entry, form))
             return
-        self._handing_over = True
         try:
-            self._hand_over(writer, entry(), form)
+            self._hand_over(writer, entry, form)
         finally:
-            self._handing_over = False
             while self._put_off:
                 try:
-                    self._commit(*self._put_off.popleft())
+                    self._hand_over(*self._put_off.popleft())
                 except Exception as error:  # its caller has returned
                     self._on_error(MLEError(f"what a signal handler saved is lost: {error}"))
 
-    def _hand_over(self, writer: SnapshotWriter, entry: _Entry, form: str) -> None:
-        """Commit the bytes, put the record into the stream, and have the bytes shipped."""
+    def _hand_over(self, writer: SnapshotWriter, entry: Callable[[], _Entry], form: str) -> None:
+        self._handing_over = True
         try:
-            producer, _, shipper = self._check_open()
-        except LoggerClosed:
+            self._take_over(writer, entry(), form)
+        except BaseException:
             writer.abort()
             raise
+        finally:
+            self._handing_over = False
+
+    def _take_over(self, writer: SnapshotWriter, entry: _Entry, form: str) -> None:
+        """Commit the bytes, put the record into the stream, and have the bytes shipped."""
+        producer, _, shipper = self._check_open()
         self._tell_dropped()
         self._number += 1
         number = self._number

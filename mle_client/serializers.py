@@ -84,6 +84,8 @@ def check_model(model: Any, model_type: str) -> None:
         raise TypeError("there is no model to save: it is None")
     elif _is_torch_module(model):
         raise TypeError(f"{what} is a torch module, not of model_type={model_type!r}: set 'torch'")
+    else:
+        _check_pickled(model, model_type, what)
 
 
 def write_model(model: Any, model_type: str, out: SnapshotWriter) -> None:
@@ -152,6 +154,23 @@ def _holds_tensor(state: Mapping[Any, Any], depth: int = 4) -> bool:
         or (isinstance(value, Mapping) and depth > 0 and _holds_tensor(value, depth - 1))
         for value in state.values()
     )
+
+
+def _check_pickled(model: Any, model_type: str, what: str) -> None:
+    """Raise for what is no model of a type that is pickled."""
+    is_estimator = _has_method(model, "fit") or _has_method(model, "predict")
+    if isinstance(model, type):
+        raise TypeError(f"{what} is a class: pass an instance of it")
+    if model_type == "sklearn" and not is_estimator:
+        raise TypeError(
+            f"model_type='sklearn', but {what} has neither fit() nor predict(): pass the "
+            "estimator, or set model_type='numpy' for arrays"
+        )
+    if model_type != "sklearn" and (is_estimator or isinstance(model, str | bytes | int | float)):
+        raise TypeError(
+            f"model_type={model_type!r}, but {what} is none: pass arrays, or containers of arrays"
+            + (", or set model_type='sklearn'" if is_estimator else "")
+        )
 
 
 def _is_torch_module(model: Any) -> bool:

@@ -60,6 +60,7 @@ class Channel:
     session: Session = field(default_factory=Session)
     save_wanted: bool = False
     refused: str = ""
+    refused_artifacts: int = 0  # that the daemon has given up
     renamed: str = ""  # the seed's name where the daemon had to choose another
 
 
@@ -345,6 +346,8 @@ class Transport:
             case m.Stored(producer, number, error):
                 if error:
                     self.shipper.rejected(producer, number, error)
+                    if channel := self._channels.get(producer):
+                        channel.refused_artifacts += 1
                 else:
                     self.shipper.stored(producer, number)
             case m.Done(token, error):
@@ -453,6 +456,7 @@ class Transport:
         for fd in (self._wake_read, self._wake_write):
             with contextlib.suppress(OSError):
                 os.close(fd)
+        self._wake_read = self._wake_write = -1  # the numbers may be another file's soon
         self._channels = {}
 
 

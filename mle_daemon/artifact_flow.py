@@ -56,7 +56,7 @@ class ArtifactFlow:
             if event.final:
                 yield from self._keep_early(key, event)
             return
-        error = f"artifact {event.number} could not be received: {event.error}"
+        error = f"{run.artifacts.describe(key)} could not be received: {event.error}"
         yield from self._failed(run, key, error, event.final, now)
 
     def announced(self, run: RunState, now: float) -> Iterator[e.Instruction]:
@@ -96,8 +96,9 @@ class ArtifactFlow:
         """An artifact could not be given its names."""
         run = self._find(event.producer)
         if run is not None:
-            error = f"artifact {event.number} could not be stored: {event.error}"
-            yield from self._failed(run, (event.producer, event.number), error, event.final, now)
+            key = event.producer, event.number
+            error = f"{run.artifacts.describe(key)} could not be stored: {event.error}"
+            yield from self._failed(run, key, error, event.final, now)
 
     def gone(
         self, run: RunState, producer: m.ProducerId, left: Iterable[int]

@@ -89,11 +89,13 @@ class Artifacts:
         policy: which checkpoints are kept.
         extension: of the model files.
         kept: what is kept once everything announced is stored.
+        seed_id: that the run asked for; figures and objects are announced under it.
     """
 
     policy: Policy
     extension: str
     kept: Kept
+    seed_id: str
     pending: dict[Key, Pending] = field(default_factory=dict)
     images: list[Image] = field(default_factory=list)  # stored, not told to the mirrors
     _announced: dict[m.ProducerId, int] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class Artifacts:
             kept = kept_from_plain(run.kept)
         except ValueError as error:
             raise ProtocolError(f"a run's settings are malformed: {error}") from error
-        return cls(policy, layout.model_extension(run.model_type), kept)
+        return cls(policy, layout.model_extension(run.model_type), kept, run.seed_id)
 
     def announce(self, producer: m.ProducerId, position: int, artifact: m.Artifact) -> None:
         """A record says that something was saved, or will not come after all."""
@@ -160,11 +162,12 @@ class Artifacts:
             if now < waiting.retry_at:
                 continue
             waiting.storing = True
-            names: tuple[str, ...] = (waiting.artifact.name,)
+            names: tuple[str, ...] = (layout.in_seed(waiting.artifact.name, self.seed_id, seed_id),)
             evicted: tuple[int, ...] = ()
             if waiting.is_model:
                 plan = self._plan(waiting)
-                names, evicted = model_names(plan, seed_id, self.extension), plan.evicted
+                names = model_names(plan, seed_id, self.extension)
+                evicted = plan.evicted
             elif waiting.artifact.kind == "init":
                 names = (layout.init_path(seed_id, self.extension),)
             evict = tuple(layout.retained_path(seed_id, each, self.extension) for each in evicted)
@@ -246,10 +249,16 @@ class Artifacts:
             if owner == producer and not (waiting.staged or waiting.dropped)
         )
 
-    def waits(self, positions: Mapping[m.ProducerId, int]) -> bool:
-        """Whether something announced before these positions of streams is not stored."""
+    def waits(self, positions: Mapping[m.ProducerId, int], *, figures: bool = True) -> bool:
+        """Whether something announced before these positions of streams is not stored.
+
+        Args:
+            figures: whether they count; those of a dead process take a second each to be drawn.
+        """
         return any(
-            waiting.position < positions.get(producer, 0) and not waiting.dropped
+            waiting.position < positions.get(producer, 0)
+            and not waiting.dropped
+            and (figures or waiting.artifact.kind != "figure")
             for (producer, _), waiting in self.pending.items()
         )
 
@@ -269,6 +278,15 @@ class Artifacts:
     def next_retry(self) -> float:
         """When something is to be tried again; infinity if nothing is."""
         return min((waiting.retry_at for _, waiting in self._ready()), default=float("inf"))
+
+    def describe(self, key: Key) -> str:
+        """What an artifact is, for people."""
+        waiting = self.pending.get(key)
+        if waiting is None:
+            return f"artifact {key[1]}"
+        if waiting.is_model:
+            return f"checkpoint {waiting.saved.number}"
+        return waiting.artifact.name or "the initial checkpoint"
 
     def lose(self, key: Key) -> str:
         """An artifact will not come: count it as never saved.

@@ -6,9 +6,10 @@ Pure.  Only the *tail*, what the published file lacks, is held in memory; the jo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from mle_client import layout
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_client.kept import Kept, kept_to_json, meta_lists
@@ -99,7 +100,7 @@ class RunState:
     _in_flight: list[Piece] | None = None
     _status_published: str = ""
     _images_in_flight: tuple[Image, ...] = ()
-    _kept_text: tuple[Kept | None, str] = (None, "")
+    _kept_text: tuple[Kept | None, str, str] = (None, "", "")
 
     def __post_init__(self) -> None:
         self.artifacts = Artifacts.of(self.run)
@@ -127,7 +128,7 @@ class RunState:
         """Whether the file lacks something."""
         return bool(self.tail or (self._images and self.file)) or (
             self.file is not None
-            and (self.status != self._status_published or self._kept != self.file.kept)
+            and (self.status != self._status_published or self._kept_json != self.file.kept)
         )
 
     @property
@@ -136,11 +137,16 @@ class RunState:
         return self.artifacts.images if self.run.tboard or self.run.wandb else []
 
     @property
-    def _kept(self) -> str:
+    def _kept(self) -> Kept:
+        """What is kept, under the names that it has on disk."""
+        return self.artifacts.kept.in_seed(self.run.seed_id, self.seed_id)
+
+    @property
+    def _kept_json(self) -> str:
         kept = self.artifacts.kept
-        if self._kept_text[0] is not kept:  # asked often, changed seldom
-            self._kept_text = kept, kept_to_json(kept)
-        return self._kept_text[1]
+        if self._kept_text[:2] != (kept, self.seed_id):  # asked often, changed seldom
+            self._kept_text = kept, self.seed_id, kept_to_json(self._kept)
+        return self._kept_text[2]
 
     @property
     def complete(self) -> bool:
@@ -247,9 +253,9 @@ class RunState:
             lost=self.lost,
             applied=applied,
             status=self.status,
-            kept=self._kept,
+            kept=self._kept_json,
             lists=meta_lists(
-                self.artifacts.kept,
+                self._kept,
                 self.artifacts.policy,
                 self.run.experiment_dir,
                 self.seed_id,
@@ -260,7 +266,10 @@ class RunState:
         )
 
     def _take_images(self) -> tuple[Image, ...]:
-        self._images_in_flight = tuple(self._images)
+        asked, now = self.run.seed_id, self.seed_id
+        self._images_in_flight = tuple(
+            replace(image, name=layout.in_seed(image.name, asked, now)) for image in self._images
+        )
         self.artifacts.images = []
         return self._images_in_flight
 

@@ -59,5 +59,5 @@ def _has(run: RunState | None, positions: Positions) -> bool:
     """
     return run is None or (
         all(member.published >= at for p, at in positions.items() if (member := run.members.get(p)))
-        and not run.artifacts.waits(positions)
+        and not run.artifacts.waits(positions, figures=False)
     )

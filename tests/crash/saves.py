@@ -170,6 +170,9 @@ class Trainer:
         self._options = options
         self._notes = folder.parent / f"{folder.name}.notes"
         self._stderr = folder.parent / f"{folder.name}.stderr"
+        self._notes.touch()
+        self._known: list[list[str]] = []
+        self._read_to = 0
         self._killed: set[int] = set()
         self.start()
 
@@ -187,16 +190,18 @@ class Trainer:
     @property
     def notes(self) -> list[list[str]]:
         """What it has noted so far, in words."""
-        try:
-            lines = self._notes.read_text().split("\n")
-        except FileNotFoundError:
-            return []
-        return [line.split(" ", 1) for line in lines[:-1]]
+        with open(self._notes, "rb") as file:
+            file.seek(self._read_to)
+            whole, _, _ = file.read().rpartition(b"\n")
+        if whole:
+            self._read_to += len(whole) + 1
+            self._known += [line.split(" ", 1) for line in whole.decode().split("\n")]
+        return self._known
 
     @property
     def returned(self) -> int:
         """The latest save that returned."""
-        return max((int(what) for name, what in self.notes if name == "saved"), default=0)
+        return next((int(what) for name, what in reversed(self.notes) if name == "saved"), 0)
 
     @property
     def stderr(self) -> str:
@@ -222,6 +227,12 @@ class Trainer:
         psutil.Process(found.pid).kill()
         daemons.wait_for(lambda: not is_running(found))
         return True
+
+    def end(self) -> None:
+        """End what still runs of it and its daemon, which leaves by itself when it is idle."""
+        self.kill()
+        daemons.mle_daemon("stop", "--root", str(self.folder))
+        daemons.wait_until_gone(self.folder)
 
     def assert_well(self) -> None:
         """It ended by itself, kept every save that had returned, and had nothing to complain of."""

@@ -111,7 +111,8 @@ def test_checkpoint_times_ticks_with_a_model_on_its_way_and_without() -> None:
 def test_checkpoint_times_figures() -> None:
     pytest.importorskip("matplotlib")
 
-    plots = checkpoint_calls.measure_plots(count=1)
+    # In a process of its own: matplotlib keeps the files of its fonts open.
+    plots = harness.fresh(checkpoint_calls.measure_plots, 1)
 
     assert_is_complete(Result("checkpoint", (checkpoint_calls.plot_table(plots),)))
     assert [len(times) for times in plots.values()] == [1, 1]

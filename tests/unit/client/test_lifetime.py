@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +55,173 @@ def test_before_reading_the_loggers_share_the_time_there_is(
     for logger in inside:
         assert logger.given == [pytest.approx(0.1, abs=0.05)]
     assert outside.given == []
+
+
+# --- closing --------------------------------------------------------------------------------------
+class Closing(FakeLogger):
+    """Closes in no time, or fails to.  Args: error: that closing raises."""
+
+    def __init__(self, path: str = "/root/run/logs/log_seed_1.hdf5", error: str = "") -> None:
+        super().__init__(path)
+        self.error = error
+        self.closed: list[float] = []
+        self.forks = 0
+
+    def close(self, timeout: float) -> None:
+        self.closed.append(timeout)
+        lifetime.forget(self)
+        if self.error:
+            raise ValueError(self.error)
+
+    def forked(self) -> None:
+        self.forks += 1
+
+
+@pytest.fixture
+def loggers(monkeypatch: pytest.MonkeyPatch) -> set[Closing]:
+    """Those of this process, of which there are none yet."""
+    made: set[Closing] = set()
+    monkeypatch.setattr(lifetime, "_LOGGERS", made)
+    return made
+
+
+def test_a_logger_that_user_code_dropped_is_closed_all_the_same(loggers: set[Closing]) -> None:
+    lifetime.register(Closing())
+    gc.collect()
+    (logger,) = loggers
+    lifetime.close_all(5.0)
+    assert len(logger.closed) == 1
+    assert loggers == set()
+
+
+def test_all_loggers_share_the_time_at_exit(loggers: set[Closing]) -> None:
+    class Slow(Closing):
+        def close(self, timeout: float) -> None:
+            super().close(timeout)
+            time.sleep(min(timeout, 0.2))
+
+    slow = [Slow() for _ in range(3)]
+    for logger in slow:
+        lifetime.register(logger)
+    lifetime.close_all(0.3)
+    given = sorted(timeout for logger in slow for timeout in logger.closed)
+    assert given == [0.0, pytest.approx(0.1, abs=0.08), pytest.approx(0.3, abs=0.08)]
+
+
+def test_one_that_fails_to_close_does_not_keep_the_others_open(loggers: set[Closing]) -> None:
+    made = [Closing(error="disk full"), Closing(), Closing(error="disk full")]
+    for logger in made:
+        lifetime.register(logger)
+    with pytest.raises(ValueError, match="disk full"):
+        lifetime.close_all(1.0)
+    assert [len(logger.closed) for logger in made] == [1, 1, 1]
+
+
+def test_a_logger_that_was_closed_is_not_closed_again(loggers: set[Closing]) -> None:
+    logger = Closing()
+    lifetime.register(logger)
+    lifetime.forget(logger)
+    lifetime.forget(logger)
+    lifetime.close_all(1.0)
+    assert logger.closed == []
+
+
+def test_only_who_writes_a_log_is_closed_for_who_continues_it(loggers: set[Closing]) -> None:
+    writer, other = Closing("/exp/logs/log_seed_1.hdf5"), Closing("/exp/logs/log_seed_10.hdf5")
+    for logger in (writer, other):
+        lifetime.register(logger)
+    lifetime.close_writers_of("/exp/logs/log_seed_1.hdf5")
+    assert (len(writer.closed), len(other.closed)) == (1, 0)
+
+
+# --- reading --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("path", "is_flushed"),
+    [
+        ("/root/run/logs/log_seed_1.hdf5", True),
+        ("/root/run/logs", True),
+        ("/root/run/", True),
+        ("/root", True),
+        ("/", True),
+        ("/root/run/models/final/final_seed_1.pkl", True),
+        ("/root/run/logs/log.hdf5", True),
+        ("/root/run/logs/log_seed_10.hdf5", True),  # it is in the experiment's folder
+        ("/root/run2", False),
+        ("/root/ru", False),
+        ("/root/run2/models/final/final_seed_1.pkl", False),
+        ("/elsewhere", False),
+    ],
+)
+def test_who_has_to_do_with_what_is_read_is_flushed(
+    loggers: set[Closing], monkeypatch: pytest.MonkeyPatch, path: str, is_flushed: bool
+) -> None:
+    logger = Closing()
+    monkeypatch.setattr(logger, "flush", logger.given.append)
+    lifetime.register(logger)
+    lifetime._flush_before_reading(path, 1.0)
+    assert bool(logger.given) == is_flushed
+
+
+# --- processes ------------------------------------------------------------------------------------
+def test_a_forked_child_tells_its_loggers(loggers: set[Closing]) -> None:
+    logger = Closing()
+    lifetime.register(logger)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, bytes([logger.forks]))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 1) == b"\1"
+    os.close(read)
+    os.close(write)
+    assert logger.forks == 0
+
+
+SCRIPT = """
+import multiprocessing
+import os
+import sys
+
+from mle_client import lifetime
+
+
+class Logger:
+    def close(self, timeout):
+        lifetime.forget(self)
+        print("closed in", multiprocessing.current_process().name, flush=True)
+
+    def stored_as(self):
+        return "/exp", "seed_1"
+
+    def forked(self):
+        lifetime.forget(self)
+
+
+def child():
+    lifetime.register(Logger())
+
+
+if __name__ == "__main__":
+    lifetime.register(Logger())
+    lifetime.register(Logger())
+    if sys.argv[1:]:
+        process = multiprocessing.get_context(sys.argv[1]).Process(target=child, name="a child")
+        process.start()
+        process.join()
+"""
+
+
+@pytest.mark.parametrize("context", [None, "fork", "spawn"])
+def test_loggers_are_closed_however_their_process_ends(tmp_path: Path, context: str | None) -> None:
+    """A child of multiprocessing leaves by os._exit, which calls nothing at exit."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), *([context] if context else [])],
+        capture_output=True, text=True, timeout=60, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines.count("closed in a child") == (1 if context else 0)
+    assert lines.count("closed in MainProcess") == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -192,3 +194,106 @@ def test_every_tick_of_a_stream_comes_back_equal(
         sent = [value for key, value in clock.items() if key not in ("time",)] + [*stats.values()]
         for expected, value in zip(sent, values, strict=True):
             np.testing.assert_array_equal(np.asarray(value), np.asarray(expected))
+
+
+# --- artifacts, histograms, processes -------------------------------------------------------------
+FACTS = {"number": 3, "time": None, "metrics": {"größe": float("inf")}, "clocks": {"n": 2**63 - 1}}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        m.Artifact(1, "model", "", FACTS),
+        m.Artifact(2**63 - 1, "init", "", {}),
+        m.Artifact(3, "figure", "figures/größe.png", {"step": -1, "seconds": 0.5, "row": 0}),
+        m.Artifact(4, "extra", "extra/" + "x" * (m.MAX_NAME_BYTES - 6), {}),
+        m.Artifact(4, m.DROPPED, "", {}),
+        m.Histograms(1.5, -(2**63), {"weights/w": {"min": 0.0, "counts": [1.0, 2.0]}}),
+        m.Histograms(1.5, 0, {}),
+    ],
+)
+def test_what_was_saved_comes_back(record: m.Artifact | m.Histograms) -> None:
+    encoded = wire.encode_record(record)
+    assert wire.StreamDecoder().decode(encoded) == [record]
+    behind = wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True)) + encoded
+    assert wire.StreamDecoder().decode(behind)[-1] == record
+    assert wire.committed_end(memoryview(behind + b"\xc0\0\0\0")) == len(behind)
+
+
+def test_a_run_comes_back_with_its_settings_and_its_process() -> None:
+    run = dataclasses.replace(
+        RUN,
+        reload=True,
+        policy={"every_k": 2, "rules": [{"rule": "LatestN", "n": 1}]},
+        kept={"figures": ["figures/größe.png"]},
+        tboard=True,
+        wandb={"project": "p"},
+        process=m.Process(2**31, "größe", "", "boot"),
+    )
+    (again,) = wire.StreamDecoder().decode(wire.encode_record(run))
+    assert again == run
+    assert isinstance(again, m.Run)
+    assert isinstance(again.process, m.Process)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ["artifact", 0, "model", "", {}],
+        ["artifact", -1, "model", "", {}],
+        ["artifact", 2**63, "model", "", {}],
+        ["artifact", 1, "virus", "", {}],
+        ["artifact", 1, "model", "models/final/x", {}],
+        ["artifact", 1, m.DROPPED, "extra/a", {}],
+        ["artifact", 1, "figure", "", {}],
+        ["artifact", 1, "extra", "x" * (m.MAX_NAME_BYTES + 1), {}],
+        ["artifact", 1, "extra", "ö" * (m.MAX_NAME_BYTES // 2 + 1), {}],
+        ["artifact", 1, "model", "", {1: 2}],
+        ["artifact", 1, "model", "", {b"number": 2}],
+        ["artifact", 1, "model", "", {"x": "x" * m.MAX_PLAIN_BYTES}],
+        ["artifact", 1, "model", "", []],
+        ["artifact", 1, "model", ""],
+        ["artifact", "1", "model", "", {}],
+        ["histograms", 1, 2, {}],
+        ["histograms", 1.0, 2.0, {}],
+        ["histograms", 1.0, 2, []],
+        ["histograms", 1.0, 2, {"w": "x" * m.MAX_PLAIN_BYTES}],
+        ["histograms", 1.0, 2, {3: {}}],
+    ],
+)
+def test_what_no_client_saves_is_refused(body: list[Any]) -> None:
+    with pytest.raises(ProtocolError):
+        wire.StreamDecoder().decode(msgpack.packb(body))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reload": 1},
+        {"policy": []},
+        {"policy": {1: 2}},
+        {"policy": {"x": "x" * m.MAX_PLAIN_BYTES}},
+        {"kept": None},
+        {"tboard": "yes"},
+        {"wandb": {"x": "x" * m.MAX_PLAIN_BYTES}},
+        {"process": []},
+        {"process": [1, "h", "7"]},
+        {"process": [-1, "h", "7", "boot"]},
+        {"process": ["1", "h", "7", "boot"]},
+        {"process": [1, "h", 7, "boot"]},
+        {"process": {"pid": 1}},
+    ],
+)
+def test_a_run_with_other_settings_is_refused(changes: dict[str, Any]) -> None:
+    fields = {**dataclasses.asdict(RUN), "process": list(RUN.process), **changes}
+    with pytest.raises(ProtocolError):
+        wire.StreamDecoder().decode(msgpack.packb(["run", fields]))
+
+
+def test_a_run_of_an_older_client_is_refused() -> None:
+    fields = {**dataclasses.asdict(RUN), "process": list(RUN.process)}
+    assert wire.StreamDecoder().decode(msgpack.packb(["run", fields])) == [RUN]
+    for name in ("reload", "policy", "kept", "tboard", "wandb", "process"):
+        less = {key: value for key, value in fields.items() if key != name}
+        with pytest.raises(ProtocolError):
+            wire.StreamDecoder().decode(msgpack.packb(["run", less]))

@@ -467,10 +467,15 @@ def test_what_may_not_be_removed_yet_is_on_disk_or_wanted() -> None:
     run.arrive(run.model())
     run.store_all()
     run.model(), run.model()
-    assert run.of.protected == {1, 3}  # 2 has no file, 1 goes for it only when 3 is there
+    # 1 goes only when 2 is there; 2 may have a file from a process that was killed at once.
+    assert run.of.protected == {1, 2, 3}
     run.arrive(2, 3)
     run.store_all()
     assert run.of.protected == {3}
+    run.drop(run.model())
+    run.model(), run.model()
+    run.drop(5)
+    assert run.of.protected == {3, 6}  # what is dropped has no file
 
 
 def test_a_figure_of_a_tick_is_handed_on_once_it_is_on_disk() -> None:

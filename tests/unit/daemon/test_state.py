@@ -23,7 +23,17 @@ SAVED = state.Saved(
         state.SavedRun(make_run(num_seeds=4, config_name="größe.yaml"), "s", "/exps/x", 0, {}),
     ),
     (
-        state.SavedStream(ONE, 2**40, 7, {0: STEP, 1: NOTE}, RUN.run_id, True, True, True),
+        state.SavedStream(
+            ONE,
+            2**40,
+            7,
+            {0: STEP, 1: NOTE},
+            RUN.run_id,
+            True,
+            True,
+            True,
+            m.Process(2**31, "größe", "123", "boot"),
+        ),
         state.SavedStream(OTHER, 0, 0, {}, None, False, False, False),
     ),
 )
@@ -59,12 +69,15 @@ def test_it_is_told_from_a_client_s_data() -> None:
         ["state", 3],
         ["state", {}],
         ["state", {"runs": [], "streams": 1}],
-        ["state", {"runs": [[b"", "s", "p", 0]], "streams": []}],
-        ["state", {"runs": [[wire.encode_record(m.End()), "s", "p", 0]], "streams": []}],
-        ["state", {"runs": [[1, "s", "p", 0]], "streams": []}],
+        ["state", {"runs": [[wire.encode_record(RUN), "s", "p", 0]], "streams": []}],
+        ["state", {"runs": [[b"", "s", "p", 0, {}]], "streams": []}],
+        ["state", {"runs": [[wire.encode_record(m.End()), "s", "p", 0, {}]], "streams": []}],
+        ["state", {"runs": [[1, "s", "p", 0, {}]], "streams": []}],
         ["state", {"runs": [], "streams": [[ONE]]}],
-        ["state", {"runs": [], "streams": [[ONE, 0, 0, b"\xc1", None, True, True, True]]}],
-        ["state", {"runs": [], "streams": [[ONE, 0, 0, None, None, True, True, True]]}],
+        ["state", {"runs": [], "streams": [[ONE, 0, 0, b"\xc1", None, True, True, True, None]]}],
+        ["state", {"runs": [], "streams": [[ONE, 0, 0, None, None, True, True, True, None]]}],
+        ["state", {"runs": [], "streams": [[ONE, 0, 0, b"", None, True, True, True, [1]]]}],
+        ["state", {"runs": [], "streams": [[ONE, 0, 0, b"", None, True, True, True, 7]]}],
     ],
 )
 def test_what_something_else_wrote_is_one_documented_error(body: list[object]) -> None:
@@ -85,3 +98,38 @@ def test_what_something_else_wrote_is_one_documented_error(body: list[object]) -
 def test_any_content_gives_a_state_or_that_error(runs: object, streams: object) -> None:
     with contextlib.suppress(ProtocolError):
         state.decode(["state", {"runs": runs, "streams": streams}])
+
+
+# --- which artifacts are settled ------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("stored", "lost"),
+    [([], []), ([(ONE, 1), (OTHER, 2**40)], []), ([(ONE, 3)], [(ONE, 1), (ONE, 2)])],
+)
+def test_what_is_settled_comes_back(
+    stored: list[state.Artifact], lost: list[state.Artifact]
+) -> None:
+    record = state.encode_settled(stored, lost)
+    body, rest = wire.split_record(record)
+    assert (body[0], rest) == (state.SETTLED_NAME, b"")
+    assert state.decode_settled(body) == (stored, lost)
+    assert msgpack.unpackb(record)[0] == "settled"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        ["settled"],
+        ["settled", []],
+        ["settled", [], [], []],
+        ["settled", [[ONE]], []],
+        ["settled", [], [[ONE, 1, 2]]],
+        ["settled", [[ONE, "x"]], []],
+        ["settled", [[ONE, None]], []],
+        ["settled", 3, []],
+        ["settled", None, None],
+    ],
+)
+def test_what_settles_nothing_is_one_documented_error(body: list[object]) -> None:
+    with pytest.raises(ProtocolError):
+        state.decode_settled(body)
