@@ -47,7 +47,7 @@ class Trainer:
         self.edges = [0]  # positions at which a record ends
         self.tick_edges: list[int] = []  # those at which a tick ends
         self.saves = 0  # artifacts
-        self.checkpoints = run.kept["portfolio"]["saves"] if run and run.kept else 0
+        self.checkpoints = self.run.kept.get("portfolio", {}).get("saves", 0)
         self.stream = b""
         self._put(wire.encode_record(self.run))
 

@@ -211,7 +211,7 @@ def test_what_cannot_be_stored_now_is_told_once_and_tried_again(rig: Rig) -> Non
         rig.land("disk full")
         rig.tick(2.0)
     said = notices(rig.answers(ANNA))
-    assert said == [f"artifact {n} could not be stored: disk full" for n in (number, other)]
+    assert said == [f"extra/{name} could not be stored: disk full" for name in "ab"]
     assert rig.discarded == []
     rig.land()
     assert stored(rig.answers(ANNA)) == [(number, ""), (other, "")]
@@ -234,7 +234,7 @@ def test_what_can_never_be_taken_in_is_lost(rig: Rig, announced: bool) -> None:
     assert stored(replies) == []  # the journal is to know first
     rig.write_journal()
     (told,) = stored(replies + rig.answers(ANNA))
-    assert told == (number, f"artifact {number} could not be received: its size is wrong")
+    assert told == (number, "extra/a.pkl could not be received: its size is wrong")
     assert notices(replies) == [told[1]]
     assert rig.discarded == [(trainer.id, number)]
     rig.settle()
@@ -249,7 +249,7 @@ def test_an_attempt_of_the_socket_that_failed_is_a_notice(rig: Rig) -> None:
     assert notices(rig.answers(ANNA)) == []
     for _ in range(2):
         rig.deliver(e.NotArrived(trainer.id, number, "disk full", final=False))
-    assert notices(rig.answers(ANNA)) == [f"artifact {number} could not be received: disk full"]
+    assert notices(rig.answers(ANNA)) == ["extra/1 could not be received: disk full"]
     rig.arrive(trainer, number)
     rig.tick(2.0)
     rig.land()

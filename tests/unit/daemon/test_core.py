@@ -38,6 +38,14 @@ def test_a_client_is_welcomed_and_told_its_window(rig: Rig) -> None:
     assert rig.answers(ANNA) == [m.Welcome(m.PROTOCOL_VERSION, "daemon", ROOT, window)]
 
 
+def test_a_client_is_told_where_artifacts_are_taken(rig: Rig) -> None:
+    rig.core.artifacts_address = "ipc:///run/artifacts"
+    rig.take(ANNA, m.Hello(m.PROTOCOL_VERSION, 1, "here"))
+    (welcome,) = rig.answers(ANNA)
+    assert isinstance(welcome, m.Welcome)
+    assert welcome.artifacts == "ipc:///run/artifacts"
+
+
 def test_a_client_of_another_version_is_told_both(rig: Rig) -> None:
     rig.take(ANNA, m.Hello(m.PROTOCOL_VERSION + 1, 1, "here"))
     (refused,) = rig.answers(ANNA)
@@ -120,6 +128,10 @@ def beginning(**changes: Any) -> bytes:
     return Trainer(run=make_run(**changes)).log(1).stream
 
 
+def saved(kind: str, name: str, facts: dict[str, Any]) -> bytes:
+    return wire.encode_record(m.Artifact(1, kind, name, facts))
+
+
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
@@ -135,6 +147,14 @@ def beginning(**changes: Any) -> bytes:
         (Trainer().log(1).stream[Trainer().head :], "begins with its run"),
         (beginning() + beginning(), "holds no other"),
         (wire.encode_record(m.End()), "begins with its run"),
+        (beginning(policy={"every_k": 0}), "settings are malformed"),
+        (beginning(policy={"unknown": 1}), "settings are malformed"),
+        (beginning(kept={"figures": []}), "settings are malformed"),
+        (beginning() + saved("model", "", {}), "not a map of"),
+        (beginning() + saved("model", "", {"number": "1"}), "not a map of"),
+        (beginning() + saved("extra", "extra/../../x", {}), "upwards"),
+        (beginning() + saved("extra", "/etc/passwd", {}), "not in extra/"),
+        (beginning() + saved("figure", "figures/a.png", {"step": "x"}), "malformed"),
         (b"\xc1garbage", "not msgpack"),
         (beginning()[:-1], ""),
         (msgpack.packb(["state", {"runs": [], "streams": []}]), "no record"),

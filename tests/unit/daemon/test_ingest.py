@@ -185,3 +185,20 @@ def test_however_it_is_cut_and_repeated_every_tick_is_new_once(
     assert b"".join(piece.payload for piece in taken) == trainer.stream
     assert steps(taken) == list(range(10))
     assert (stream.position, stream.ticks) == (trainer.head, 10)
+
+
+def test_a_piece_knows_what_was_saved_in_it() -> None:
+    trainer = Trainer().log(1)
+    model, figure = trainer.save("model"), trainer.save("figure", "figures/f.png", step=1)
+    trainer.drop(model)
+    histograms = m.Histograms(1.5, 3, {"w": {"num": 1}})
+    stream = trainer.stream + wire.encode_record(histograms)
+    piece = Stream(trainer.id).read(0, stream)
+    assert piece is not None
+    found = [(record.number, record.kind) for record in piece.artifacts]
+    assert found == [(model, "model"), (figure, "figure"), (model, m.DROPPED)]
+    assert piece.histograms == (histograms,)
+    assert (piece.ticks, piece.lost, piece.ends) == (1, 0, False)
+    behind = piece.behind(trainer.edges[-3])  # the figure, what was dropped, the histograms
+    assert [record.kind for record in behind.artifacts] == ["figure", m.DROPPED]
+    assert behind.histograms == (histograms,)

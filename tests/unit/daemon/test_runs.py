@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 from mle_client import messages as m
 from mle_client import ticks, wire
+from mle_client.kept import kept_from_plain, kept_to_json
+from mle_client.retention import Portfolio, to_plain
 from mle_daemon.columns import FileState
-from mle_daemon.events import PublishRun
+from mle_daemon.events import Image, PublishRun
 from mle_daemon.ingest import Stream
 from mle_daemon.runs import CRASHED, FINISHED, RETRY_AFTER_S, RUNNING, RunState, Waiter
-from tests.daemon_rig import ANNA, BERT, STEP, Trainer
+from tests.daemon_rig import ANNA, BERT, STEP, Trainer, make_run
 
 
 class Told:
@@ -320,3 +323,127 @@ def test_a_producer_that_turns_out_to_be_through_takes_its_ticks_along() -> None
     told.run.forget(told.trainer.id)
     assert told.run.tail_bytes == child.head
     assert list(told.run.members) == [child.id]
+
+
+# --- artifacts ------------------------------------------------------------------------------------
+def saving(**changes: Any) -> Told:
+    """A run that keeps every checkpoint."""
+    told = Told(opened=False)
+    run = make_run(policy={"every_k": 1}, model_type="numpy", **changes)
+    told.trainer = Trainer("main", run)
+    told.run = RunState(run, "seed_1", told.trainer.path)
+    told.run.opened_with(None, 0.0)
+    return told
+
+
+def with_kept(job: PublishRun) -> FileState:
+    return replace(written(job), kept=job.kept)
+
+
+def test_what_was_saved_is_published_even_without_a_tick() -> None:
+    told = saving()
+    told.tell()
+    assert not told.run.dirty  # nothing but its first record
+    told.trainer.save("model")
+    told.trainer.save("extra", "extra/a.pkl")
+    told.tell()
+    assert told.run.dirty
+    job = told.run.begin_publication()
+    assert json.loads(job.kept)["extras"] == ["extra/a.pkl"]
+    assert job.lists["every_k_ckpt_list"] == ("exp/models/every_k/every_k_seed_1_k_1.pkl",)
+    assert job.lists["extra_storage_paths"] == ("exp/extra/a.pkl",)
+    told.run.published(with_kept(job), 0.1, 1.0)
+    assert not told.run.dirty
+    assert told.run.members[told.trainer.id].published == told.trainer.head
+
+
+def test_what_turns_out_to_be_lost_is_published() -> None:
+    told = saving()
+    told.trainer.log(1)
+    number = told.trainer.save("extra", "extra/a.pkl")
+    told.tell()
+    told.run.published(with_kept(told.run.begin_publication()), 0.1, 1.0)
+    told.run.artifacts.lose((told.trainer.id, number))
+    assert told.run.dirty
+    job = told.run.begin_publication()
+    assert (job.kept, job.lists.get("extra_storage_paths")) == ("", None)
+
+
+def test_a_continued_log_that_says_what_is_kept_is_not_written_for_that() -> None:
+    kept = {"portfolio": to_plain(Portfolio(3)), "figures": ["figures/a.png"], "extras": []}
+    told = saving(reload=True, kept=kept)
+    told.tell()
+    file = FileState("other", 5, {}, {}, RUNNING, 0.0, 10, kept=kept_to_json(kept_from_plain(kept)))
+    told.run.opened_with(file, 0.0)
+    assert not told.run.dirty
+    told.run.opened_with(replace(file, run="", kept=""), 0.0)  # mle-logging's does not say
+    assert told.run.dirty
+
+
+def test_names_in_the_file_are_those_of_the_seed_as_it_is_called() -> None:
+    told = saving()
+    told.trainer.save("model")
+    told.tell()
+    told.run.seed_id = "seed_1_dup2"
+    lists = told.run.begin_publication().lists
+    assert lists["model_ckpt"] == ("exp/models/final/final_seed_1_dup2.pkl",)
+
+
+def test_a_run_with_something_to_store_is_not_complete() -> None:
+    told = saving()
+    told.trainer.log(1)
+    number = told.trainer.save("extra", "extra/a.pkl")
+    told.trainer.end()
+    told.tell()
+    told.run.published(with_kept(told.run.begin_publication()), 0.1, 1.0)
+    assert (told.run.status, told.run.complete) == (FINISHED, False)
+    told.run.artifacts.stored((told.trainer.id, number))
+    assert told.run.complete
+
+
+def test_a_piece_that_comes_again_announces_nothing_twice() -> None:
+    told = saving()
+    told.trainer.log(1)
+    told.trainer.save("model")
+    told.tell()
+    before = told.run.artifacts.to_plain()
+    told.streams.clear()  # as where a journal is replayed over the state record
+    told.tell()
+    assert told.run.artifacts.to_plain() == before
+
+
+@pytest.mark.parametrize("mirror", [{"tboard": True}, {"wandb": {"project": "p"}}, {}])
+def test_a_figure_of_a_tick_is_shown_once_it_is_stored(mirror: dict[str, Any]) -> None:
+    told = saving(**mirror)
+    told.trainer.log(1)
+    number = told.trainer.save("figure", "figures/f.png", step=3, seconds=1.5, row=0)
+    told.tell()
+    job = told.run.begin_publication()
+    assert job.images == ()
+    told.run.published(with_kept(job), 0.1, 1.0)
+    told.run.artifacts.stored((told.trainer.id, number))
+    assert told.run.dirty == bool(mirror)
+    if not mirror:
+        return
+    job = told.run.begin_publication()
+    assert job.images == (Image(1.5, 3, 0, "figures/f.png"),)
+    told.run.publication_failed("disk full", 1.0)
+    job = told.run.begin_publication()  # a second attempt has it, too
+    assert len(job.images) == 1
+    told.run.published(with_kept(job), 0.1, 2.0)
+    assert not told.run.dirty
+    assert told.run.begin_publication().images == ()
+
+
+def test_histograms_are_for_tensorboard_alone() -> None:
+    histograms = m.Histograms(1.5, 3, {"w": {"num": 1}})
+    for tboard in (True, False):
+        told = saving(tboard=tboard)
+        told.trainer.log(1)
+        told.tell()
+        told.run.published(with_kept(told.run.begin_publication()), 0.1, 1.0)
+        told.trainer._put(wire.encode_record(histograms))
+        told.tell()
+        assert told.run.dirty == tboard
+        if tboard:
+            assert told.run.begin_publication().histograms == (histograms,)
