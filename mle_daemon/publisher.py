@@ -234,8 +234,16 @@ def _is_at_rest(run: RunState) -> bool:
 
 
 def _is_under(run: RunState, path: str) -> bool:
-    """Whether a run's file, or the file it will be merged into, is at a path or below it."""
-    folder = path.rstrip("/") + "/"
-    return path in (run.path, layout.merged_log_path(run.run.directory)) or run.path.startswith(
-        folder
+    """Whether a run's file, the file it will be merged into, or what it saved is at a path or below.
+
+    It saves under names of which a few are not known here, into folders that are.
+    """
+    folder, directory = path.rstrip("/") + "/", run.run.directory
+    return (
+        path in (run.path, layout.merged_log_path(directory))
+        or run.path.startswith(folder)
+        or any(
+            folder.startswith(f"{directory}/{name}/")
+            for name in (layout.MODELS_DIR, layout.FIGURES_DIR, layout.EXTRA_DIR)
+        )
     )
