@@ -53,7 +53,7 @@ class ArtifactFlow:
         key = event.producer, event.number
         run = self._find(event.producer)
         if run is None or not run.artifacts.knows(*key):
-            yield from self._keep_early(key, event)  # a failure is told once: by and by to the user
+            yield from self._keep_early(key, event)  # its record is on its way
             return
         error = f"{run.artifacts.describe(key)} could not be received: {event.error}"
         yield from self._failed(run, key, error, event.final, now)

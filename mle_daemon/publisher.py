@@ -234,7 +234,7 @@ def _is_at_rest(run: RunState) -> bool:
 
 
 def _is_under(run: RunState, path: str) -> bool:
-    """Whether a run's file, the file it will be merged into, or what it saved is at a path or below.
+    """Whether a run's file, its merged file, or what it saved is at a path or below.
 
     It saves under names of which a few are not known here, into folders that are.
     """
