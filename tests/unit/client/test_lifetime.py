@@ -47,10 +47,10 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], FakeLogger]:
 def test_before_reading_the_loggers_share_the_time_there_is(
     add: Callable[[str], FakeLogger],
 ) -> None:
-    inside = [add(f"/root/run/logs/log_seed_{i}.hdf5") for i in range(4)]
-    outside = add("/root/another/logs/log_seed_1.hdf5")
+    inside = [add(f"/exps/run/logs/log_seed_{i}.hdf5") for i in range(4)]
+    outside = add("/exps/another/logs/log_seed_1.hdf5")
     began = time.monotonic()
-    control.publish_before_reading("/root/run", 0.4)
+    control.publish_before_reading("/exps/run", 0.4)
     assert time.monotonic() - began < 0.8
     for logger in inside:
         assert logger.given == [pytest.approx(0.1, abs=0.05)]
@@ -61,7 +61,7 @@ def test_before_reading_the_loggers_share_the_time_there_is(
 class Closing(FakeLogger):
     """Closes in no time, or fails to.  Args: error: that closing raises."""
 
-    def __init__(self, path: str = "/root/run/logs/log_seed_1.hdf5", error: str = "") -> None:
+    def __init__(self, path: str = "/exps/run/logs/log_seed_1.hdf5", error: str = "") -> None:
         super().__init__(path)
         self.error = error
         self.closed: list[float] = []
@@ -138,17 +138,17 @@ def test_only_who_writes_a_log_is_closed_for_who_continues_it(loggers: set[Closi
 @pytest.mark.parametrize(
     ("path", "is_flushed"),
     [
-        ("/root/run/logs/log_seed_1.hdf5", True),
-        ("/root/run/logs", True),
-        ("/root/run/", True),
+        ("/exps/run/logs/log_seed_1.hdf5", True),
+        ("/exps/run/logs", True),
+        ("/exps/run/", True),
         ("/root", True),
         ("/", True),
-        ("/root/run/models/final/final_seed_1.pkl", True),
-        ("/root/run/logs/log.hdf5", True),
-        ("/root/run/logs/log_seed_10.hdf5", True),  # it is in the experiment's folder
-        ("/root/run2", False),
-        ("/root/ru", False),
-        ("/root/run2/models/final/final_seed_1.pkl", False),
+        ("/exps/run/models/final/final_seed_1.pkl", True),
+        ("/exps/run/logs/log.hdf5", True),
+        ("/exps/run/logs/log_seed_10.hdf5", True),  # it is in the experiment's folder
+        ("/exps/run2", False),
+        ("/exps/ru", False),
+        ("/exps/run2/models/final/final_seed_1.pkl", False),
         ("/elsewhere", False),
     ],
 )
