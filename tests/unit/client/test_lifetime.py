@@ -141,7 +141,7 @@ def test_only_who_writes_a_log_is_closed_for_who_continues_it(loggers: set[Closi
         ("/exps/run/logs/log_seed_1.hdf5", True),
         ("/exps/run/logs", True),
         ("/exps/run/", True),
-        ("/root", True),
+        ("/exps", True),
         ("/", True),
         ("/exps/run/models/final/final_seed_1.pkl", True),
         ("/exps/run/logs/log.hdf5", True),
