@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mle_client import layout
 from mle_client.metalog import Array, AttrDict, Rows, RunLog
+from mle_client.seeds import described, different_settings, seed_number
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,29 +83,26 @@ def _merged_meta(runs: Mapping[str, RunLog]) -> dict[str, Any]:
         if key in _SHARED:
             present = [run.meta[key] for run in runs.values() if key in run.meta]
             merged[key] = present[0]
-            if key in _IDENTITY and len({repr(value) for value in present}) > 1:
-                _warn_of_difference(key, list(runs))
+            if key in _IDENTITY and (differences := _differences(present)):
+                _warn_of_difference(key, list(runs), described(differences))
         else:
             merged[key] = values if len(values) > 1 else values[0]
     merged["seeds"] = [seed_number(name) for name in runs]
     return merged
 
 
-def _warn_of_difference(key: str, names: Sequence[str]) -> None:
+def _differences(values: Sequence[Any]) -> list[str]:
+    """In what the first value that differs from the first of all differs from that."""
+    return next(filter(None, (different_settings(values[0], other) for other in values[1:])), [])
+
+
+def _warn_of_difference(key: str, names: Sequence[str], differences: str) -> None:
     warnings.warn(
-        f"{', '.join(names)} are aggregated although their {key} differs: keep the runs of "
-        "different configurations in different folders",
+        f"{', '.join(names)} are aggregated although their {key} differs ({differences}): keep the "
+        "runs of different configurations in different folders",
         UserWarning,
         stacklevel=2,
     )
-
-
-def seed_number(name: str) -> int | str:
-    """The number of a seed named "seed_<number>", or the name."""
-    digits = name.removeprefix("seed_")
-    if digits.removeprefix("-").isdecimal() and name == f"seed_{int(digits)}":
-        return int(digits)
-    return name
 
 
 # --- statistics -----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,7 @@ from mle_client import layout
 from mle_client.aggregate import aggregate_seeds as aggregate_over
 from mle_client.errors import LogNotFound
 from mle_client.metalog import AttrDict, MetaLog, RunLog
+from mle_client.seeds import NaturalKey, natural_key
 
 if TYPE_CHECKING:
     from mle_client.reader import RunKey
@@ -135,7 +135,7 @@ def _assemble(runs: Mapping[RunKey, RunLog], aggregate: bool, reload_log: bool) 
         run = runs[None, layout.NO_SEED]
         return MetaLog({layout.NO_SEED: run}) if reload_log else run
     configs: dict[str | None, dict[str, RunLog]] = {}
-    for config, seed in sorted(runs, key=_natural_order):
+    for config, seed in sorted(runs, key=_order):
         configs.setdefault(config, {})[seed] = runs[config, seed]
     entries: dict[str, Any] = {}
     for config, seeds in configs.items():
@@ -148,13 +148,6 @@ def _assemble(runs: Mapping[RunKey, RunLog], aggregate: bool, reload_log: bool) 
     return MetaLog(entries)
 
 
-def _natural_order(key: RunKey) -> list[tuple[tuple[int, str], ...]]:
-    """Sorts numbers inside names by value, not by their digits."""
-    return [
-        tuple(
-            # "²" is a digit, too, and no number.
-            (int(part), "") if part.isascii() and part.isdigit() else (-1, part)
-            for part in re.split("([0-9]+)", name or "")
-        )
-        for name in key
-    ]
+def _order(key: RunKey) -> tuple[NaturalKey, NaturalKey]:
+    config, seed = key
+    return natural_key(config or ""), natural_key(seed)

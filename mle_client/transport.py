@@ -59,6 +59,7 @@ class Channel:
     on_error: Callable[[MLEError], None]
     session: Session = field(default_factory=Session)
     save_wanted: bool = False
+    save_at: int | None = None  # the daemon is asked to publish when it was sent what is before
     refused: str = ""
     refused_artifacts: int = 0  # that the daemon has given up
     renamed: str = ""  # the seed's name where the daemon had to choose another
@@ -231,6 +232,10 @@ class Transport:
             return False
         sent = False
         for channel in tuple(self._channels.values()):
+            # One at a time: a trainer that saves at every tick must not put it off for ever.
+            if channel.save_wanted and channel.save_at is None:
+                channel.save_wanted = False  # first: what is logged from now on may ask again
+                channel.save_at = channel.producer.catch_up()
             sent = self._ship(link, channel, now) or sent
         self._send_requests(link, now)
         return sent
@@ -431,8 +436,8 @@ class Transport:
 
     def _send_requests(self, link: _Link, now: float) -> None:
         for channel in tuple(self._channels.values()):
-            if channel.save_wanted:
-                channel.save_wanted = False
+            if channel.save_at is not None and channel.session.sent >= channel.save_at:
+                channel.save_at = None
                 self._send(link, m.Save(channel.producer.id))
         for wait in tuple(self._waits.values()):
             if wait.channel.refused:

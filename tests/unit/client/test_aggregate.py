@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mle_client import aggregate, layout
-from mle_client.aggregate import aggregate_seeds, seed_number, summarise
+from mle_client.aggregate import aggregate_seeds, summarise
 from mle_client.metalog import AttrDict, RunLog
 
 FRACTIONS = {"p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90}
@@ -226,24 +226,6 @@ def test_different_configurations_in_one_group_are_warned_of() -> None:
 def test_equal_configurations_are_not_warned_of_even_with_nan_in_them() -> None:
     runs = {f"seed_{i}": seed({}, {"config_dict": {"lr": float("nan")}}) for i in (1, 2)}
     aggregate_seeds(runs)  # a warning is an error here
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("seed_12", 12),
-        ("seed_0", 0),
-        ("seed_-3", -3),
-        ("seed_007", "seed_007"),
-        ("seed_x", "seed_x"),
-        ("seed_", "seed_"),
-        ("alpha_run", "alpha_run"),
-        ("12", "12"),
-        ("no_seed_provided", "no_seed_provided"),
-    ],
-)
-def test_only_seeds_named_by_a_number_become_one(name, expected) -> None:
-    assert seed_number(name) == expected
 
 
 @pytest.mark.parametrize(
