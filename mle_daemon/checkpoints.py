@@ -22,9 +22,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from mle_client import layout
+from mle_client import files, layout
 from mle_client.errors import RunRefused
-from mle_daemon import files
 from mle_daemon.events import StoreArtifact
 
 _FOLDERS: Final = (layout.MODELS_DIR, layout.FIGURES_DIR, layout.EXTRA_DIR)

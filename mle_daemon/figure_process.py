@@ -14,8 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import IO, Final
 
-from mle_client import discovery
-from mle_daemon import files
+from mle_client import discovery, files
 
 # A figure takes 0.3 s as a rule, and the first one's imports a second more.
 TIMEOUT_S: Final = 60.0

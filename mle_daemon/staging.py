@@ -15,8 +15,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from mle_client import files
 from mle_client.messages import ProducerId
-from mle_daemon import files
 
 Key: TypeAlias = tuple[ProducerId, int]  # producer and number of an artifact
 

@@ -18,10 +18,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from mle_client import layout
+from mle_client import files, layout
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
 from mle_client.messages import Run
-from mle_daemon import files, h5edit, h5file
+from mle_daemon import h5edit, h5file
 from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
 from mle_daemon.events import PublishRun
 from mle_daemon.values import Array

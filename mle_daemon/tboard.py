@@ -28,11 +28,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mle_client import layout, wire
+from mle_client import files, layout, wire
 from mle_client import messages as m
 from mle_client.errors import RunRefused
 from mle_client.histograms import Histogram, from_plain
-from mle_daemon import files
 from mle_daemon import tboard_format as fmt
 
 _FOLDER: Final = "tboards"

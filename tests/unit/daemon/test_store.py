@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mle_client import layout, wire
+from mle_client import files, layout, wire
 from mle_client import messages as m
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
-from mle_daemon import files, h5edit, h5file, store
+from mle_daemon import h5edit, h5file, store
 from mle_daemon.columns import FileState, Key, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.store import Store

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mle_daemon import files
+from mle_client import files
 
 CONTENT = os.urandom(300_000)
 
