@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mle_client.load import load_meta_log as load_meta_log
     from mle_client.logger import MLELogger as MLELogger
     from mle_client.logger import Report as Report
+    from mle_client.merge import merge_config_logs as merge_config_logs
+    from mle_client.merge import merge_seed_logs as merge_seed_logs
     from mle_client.metalog import MetaLog as MetaLog
     from mle_client.models import load_model as load_model
     from mle_client.rules import EveryK as EveryK
@@ -37,6 +39,8 @@ _HOME = {
     "load_log": "load",
     "load_meta_log": "load",
     "load_model": "models",
+    "merge_config_logs": "merge",
+    "merge_seed_logs": "merge",
 }
 
 __all__ = [
@@ -51,6 +55,8 @@ __all__ = [
     "load_log",
     "load_meta_log",
     "load_model",
+    "merge_config_logs",
+    "merge_seed_logs",
 ]
 
 

@@ -164,6 +164,11 @@ def publish_before_reading(path: str, timeout: float = 10.0) -> None:
             )
 
 
+def is_served(path: str) -> bool:
+    """Whether a live daemon looks after a path, or after something below it."""
+    return bool(_serving(os.path.realpath(path)))
+
+
 def _serving(where: str) -> list[Endpoint]:
     """The live daemons of the nearest folder above a path, and of folders below it."""
     found: dict[str, Endpoint] = {}

@@ -9,9 +9,9 @@ import os
 import site
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mle_client import layout, runtime
 from mle_client.endpoint import READY, Endpoint, is_alive, local_daemons, read_endpoint
@@ -173,7 +173,12 @@ def python_environment() -> dict[str, str]:
 
 
 def start_daemon(
-    root: str, *, idle_timeout: float | None, endpoint: str | None = None, timeout: float = 20.0
+    root: str,
+    *,
+    idle_timeout: float | None,
+    endpoint: str | None = None,
+    merge: Sequence[str] = (),
+    timeout: float = 20.0,
 ) -> Endpoint:
     """Start a daemon for a root, unless one is there, and wait until it takes clients.
 
@@ -183,6 +188,7 @@ def start_daemon(
         root: of the daemon.
         idle_timeout: seconds without a client after which it leaves; None for never.
         endpoint: the address it shall listen at; None for a socket of its own choice.
+        merge: options that say when it merges; none for what the environment says.
         timeout: seconds.
 
     Raises:
@@ -194,6 +200,7 @@ def start_daemon(
         command += ["--idle-timeout", str(idle_timeout)]
     if endpoint is not None:
         command += ["--endpoint", endpoint]
+    command += merge
     try:
         done = subprocess.run(
             command,
@@ -224,8 +231,20 @@ def start_again(root: str) -> Endpoint:
         return start_daemon(root, idle_timeout=OWN_DAEMON_IDLE_S)
     options = last.options
     return start_daemon(
-        root, idle_timeout=options.get("idle_timeout"), endpoint=options.get("endpoint")
+        root,
+        idle_timeout=options.get("idle_timeout"),
+        endpoint=options.get("endpoint"),
+        merge=merge_options(options),
     )
+
+
+def merge_options(options: Mapping[str, Any]) -> list[str]:
+    """When a daemon merges, as options of the command line."""
+    words = []
+    for name in ("merge", "merge_settle"):
+        if name in options:  # an earlier release has written none
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    return [*words, "--keep-seed-logs"] if options.get("keep_seed_logs") else words
 
 
 def has_leftovers(root: str) -> bool:

@@ -48,7 +48,8 @@ class Endpoint:
         daemon_id: new at every start.
         state: READY or STOPPED.
         options: how it was started, so that a client can start it again in the same way:
-            "idle_timeout" (seconds or None) and "endpoint" (address or None).
+            "idle_timeout" (seconds or None), "endpoint" (address or None), "merge" (as
+            `mle-daemon start --merge` takes it), "merge_settle" (seconds), "keep_seed_logs".
         beat: when the file was last touched, seconds since the epoch.  Not stored.
     """
 

@@ -10,6 +10,9 @@
     │   ├── DaemonStartFailed    it was started and ended again; carries its last words
     │   └── DaemonSilent         its process is there, but did not answer in time
     ├── RootLocked               another daemon owns this root; carries its pid and host
+    ├── MergeFailed              logs cannot be merged; carries the path
+    │   ├── MergeRefused         they are no seeds of one configuration
+    │   └── TooFewSeeds          not as many have ended as there should be; carries how many
     ├── LogDamaged               a file that is not what it must be; carries the path
     └── LogNotFound              nothing to load at this path (also a FileNotFoundError)
 
@@ -98,6 +101,39 @@ class RootLocked(MLEError):
 
     def __str__(self) -> str:
         return f"{self.root} is already served by {self.owner}; stop that one first"
+
+
+class MergeFailed(MLEError):
+    """Logs could not be merged.  None of them was touched."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+class MergeRefused(MergeFailed):
+    """Logs that do not belong together."""
+
+    exit_code = 7
+
+
+class TooFewSeeds(MergeFailed):
+    """Not all seeds of a configuration have ended.  Args: running: names of those that go on."""
+
+    exit_code = 7
+
+    def __init__(self, path: str, ended: int, expected: int, running: tuple[str, ...] = ()) -> None:
+        going_on = f", and {', '.join(running)} go on" if running else ""
+        super().__init__(
+            path, f"{ended} of {expected} seeds have ended{going_on}: merge again when all have"
+        )
+        self.ended = ended
+        self.expected = expected
+        self.running = running
 
 
 class LogDamaged(MLEError):

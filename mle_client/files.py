@@ -7,14 +7,73 @@ is in a file, and removes none but its own unfinished copies.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 _COPY_BYTES: Final = 2**30  # asked of the kernel at once; it may do less
 # The kernel cannot copy between these files by itself, or a folder cannot be synced here.
 _NOT_POSSIBLE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
+_HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)  # by another process
+_LOOK_EVERY_S: Final = 0.02  # whether a folder is still locked
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which file a name leads to, and in which state.  Args: as of `os.stat_result`."""
+
+    inode: int
+    mtime_ns: int
+    size: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        """That of a file."""
+        return cls(found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@contextmanager
+def locked(folder: str, timeout: float) -> Iterator[None]:
+    """Keep other processes, and threads, out of a folder that lock it likewise.
+
+    On file systems without locks it keeps nobody out.
+
+    Args:
+        folder: path of an existing one; nothing is written to it.
+        timeout: seconds to wait for whoever has it locked.
+
+    Raises:
+        BlockingIOError: it is still locked then.
+        OSError: it cannot be opened.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock(fd, folder, timeout)
+        yield
+    finally:
+        os.close(fd)
+
+
+def lock(fd: int, folder: str, timeout: float) -> None:
+    """Lock a folder until its descriptor is closed.  Args, Raises: as of `locked`."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _HELD:
+                return  # no locks here
+        else:
+            return
+        if time.monotonic() >= deadline:
+            raise BlockingIOError(
+                errno.EWOULDBLOCK, f"another process has locked it for {timeout:g} s", folder
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -141,17 +200,18 @@ def sync_folder(path: str) -> None:
         os.close(fd)
 
 
-def put_aside(path: str, folder: str, stamp: str) -> str:
+def put_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
     """Move a file into a folder under a name that is free there.
 
     Args:
         stamp: begins the new name.
+        name: ends it; "" for the file's own.
 
     Returns:
         The file's new path.
     """
-    os.makedirs(folder, exist_ok=True)
-    kept = _reserve(folder, f"{stamp}-{os.path.basename(path)}")
+    make_folders(folder)
+    kept = _reserve(folder, f"{stamp}-{name or os.path.basename(path)}")
     try:
         os.replace(path, kept)
     except OSError as error:
@@ -160,6 +220,24 @@ def put_aside(path: str, folder: str, stamp: str) -> str:
             raise
         copy_durably(path, kept)
         os.unlink(path)
+    sync_folder(folder)
+    return kept
+
+
+def keep_aside(path: str, folder: str, stamp: str) -> str:
+    """Give a file, which stays where it is, a further name in a folder; or copy it there.
+
+    Args, Returns: as of `put_aside`.
+    """
+    make_folders(folder)
+    kept = _reserve(folder, f"{stamp}-{os.path.basename(path)}")
+    link = f"{kept}.tmp"
+    try:
+        os.link(path, link)
+    except OSError:  # another file system, or one without links
+        copy_durably(path, link)
+    os.replace(link, kept)
+    sync_folder(folder)
     return kept
 
 

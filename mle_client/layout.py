@@ -22,6 +22,7 @@ START_ATTR = "mle_start"  # float, seconds since the epoch at which time_elapsed
 APPLIED_ATTR = "mle_applied"  # JSON {producer hex: stream position up to which it is stored}
 LOST_ATTR = "mle_lost"  # int, ticks that producers could not keep; absent where 0
 REFUSED_ATTR = "mle_refused"  # int, values of a wrong type that were left out; absent where 0
+OVERWRITE_ATTR = "mle_overwrite"  # int, 1: older logs of the seed were to go; absent otherwise
 TBOARD_ATTR = "mle_tboard"  # int, bytes of the event file that count; absent where 0
 # dataset in meta/: JSON of what the run has stored beside its log, see `kept`
 KEPT_NAME = "mle_kept"
@@ -66,6 +67,11 @@ def log_path(experiment_dir: str, seed_id: str) -> str:
 def merged_log_path(experiment_dir: str) -> str:
     """The merged log of all seeds of an experiment."""
     return posixpath.join(experiment_dir, "logs/", "log.hdf5")
+
+
+def meta_log_path(folder: str) -> str:
+    """The merged log of all configurations in a folder."""
+    return posixpath.join(folder, "meta_log.hdf5")
 
 
 def model_extension(model_type: str) -> str:

@@ -81,6 +81,12 @@ def close_writers_of(path: str) -> None:
             logger.close(EXIT_TIMEOUT_S)
 
 
+def is_logging(path: str) -> bool:
+    """Whether a logger of this process writes a log."""
+    real = os.path.realpath(path)
+    return any(logger.stored_as()[0] == real for logger in list(_LOGGERS))
+
+
 def _flush_before_reading(path: str, timeout: float) -> None:
     """Bring what this process logged under a path into the files.
 

@@ -1,4 +1,4 @@
-"""The command line: `mle-daemon start | status | stop`.
+"""The command line: `mle-daemon start | status | stop | merge`.
 
 Data go to stdout, messages to stderr; the exit codes are those of `mle_client.errors`, listed with
 everything else in `docs/cli.md`.
@@ -18,7 +18,7 @@ from mle_client import layout
 from mle_client.endpoint import Endpoint
 from mle_client.errors import DaemonStartFailed, LogNotFound, MLEError
 from mle_daemon import __version__, launch
-from mle_daemon.config import DaemonConfig, checked_endpoint
+from mle_daemon.config import ON_FINISH, DaemonConfig, checked_endpoint, checked_merge
 from mle_daemon.launch import say
 
 EXIT_OK: Final = 0
@@ -39,6 +39,10 @@ _EXAMPLES: Final = {
         "mle-daemon status --root exp/ --json | jq '.runs[] | select(.state == \"crashed\")'"
     ),
     "stop": "mle-daemon stop --root exp/\nmle-daemon stop --root exp/ --timeout 300",
+    "merge": (
+        "mle-daemon merge --root exp/                        every configuration\n"
+        "mle-daemon merge --root exp/ lr_0.1 lr_0.5 --json"
+    ),
 }
 
 
@@ -57,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.version:
             code = _version(options)
         elif options.verb is None:
-            parser.error("say what to do: start, status or stop")
+            parser.error(f"say what to do: {', '.join(_VERBS)}")
         else:
-            code = {"start": _start, "status": _status, "stop": _stop}[options.verb](options)
+            code = _VERBS[options.verb](options)
         sys.stdout.flush()
         return code
     except DaemonStartFailed as error:
@@ -81,10 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- the verbs ------------------------------------------------------------------------------------
 def _start(options: argparse.Namespace) -> int:
+    merge, every = options.merge
     config = DaemonConfig(
         _made(options.root),
         endpoint=options.endpoint,
         idle_timeout_s=options.idle_timeout,
+        merge=merge,
+        merge_every_s=every,
+        merge_settle_s=options.merge_settle,
+        keep_seed_logs=options.keep_seed_logs,
     )
     if options.foreground:
         return launch.run_here(config, lambda e: _print_endpoint(e, options.json), options.ready_fd)
@@ -115,6 +124,21 @@ def _stop(options: argparse.Namespace) -> int:
         return EXIT_PARTIAL
     say(f"stopped; everything under {root} is on disk")
     return EXIT_OK
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from mle_daemon import merge_verb
+
+    return merge_verb.run(
+        _existing(options.root),
+        options.groups,
+        keep_seed_logs=options.keep_seed_logs,
+        as_json=options.json,
+        say=say,
+    )
+
+
+_VERBS: Final = {"start": _start, "status": _status, "stop": _stop, "merge": _merge}
 
 
 def _version(options: argparse.Namespace) -> int:
@@ -165,6 +189,9 @@ _TITLES: Final = (
     *("lag", "waiting", "last error"),
 )
 _NUMBERS: Final = range(3, 9)  # columns whose text ends where the column ends
+_GROUP_COUNTS: Final = ("expected", "running", "finished", "crashed", "merged")
+_GROUP_TITLES: Final = ("group", "seeds", *_GROUP_COUNTS[1:], "merge", "why")
+_GROUP_NUMBERS: Final = range(1, 6)
 
 
 def _print_endpoint(daemon: Endpoint, as_json: bool) -> None:
@@ -186,10 +213,16 @@ def _describe(report: dict[str, Any]) -> str:
     ]
     if report["degraded"]:
         about.append(("DEGRADED", report["degraded"]))
-    if not report["runs"]:
-        return _aligned(about) + "\n\nno runs"
-    rows = [_run_row(run, report["root"]) for run in report["runs"]]
-    return _aligned(about) + "\n\n" + _aligned([_TITLES, *rows], right=_NUMBERS)
+    parts = [_aligned(about)]
+    if report["runs"]:
+        rows = [_run_row(run, report["root"]) for run in report["runs"]]
+        parts.append(_aligned([_TITLES, *rows], right=_NUMBERS))
+    else:
+        parts.append("no runs")
+    if report.get("groups"):  # an earlier release has none
+        rows = [_group_row(group, report["root"]) for group in report["groups"]]
+        parts.append(_aligned([_GROUP_TITLES, *rows], right=_GROUP_NUMBERS))
+    return "\n\n".join(parts)
 
 
 def _run_row(run: dict[str, Any], root: str) -> list[str]:
@@ -199,6 +232,12 @@ def _run_row(run: dict[str, Any], root: str) -> list[str]:
     lag, waiting = _duration(run["lag_s"]), _size(run["bytes_waiting"])
     error = " ".join(run["last_error"].split()) or "-"
     return [where, run["seed_id"], run["state"], *counts, lag, waiting, error]
+
+
+def _group_row(group: dict[str, Any], root: str) -> list[str]:
+    counts = ["?" if group[name] is None else str(group[name]) for name in _GROUP_COUNTS]
+    why = " ".join(group["why"].split()) or "-"
+    return [os.path.relpath(group["directory"], root), *counts, group["state"], why]
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -260,6 +299,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="tcp://127.0.0.1:PORT",
         help="where to listen, port 0 for any free one (default: a socket that only you can reach)",
     )
+    start.add_argument(
+        "--merge",
+        type=_when_to_merge,
+        default=os.environ.get("MLE_MERGE") or ON_FINISH,
+        metavar="{on-finish,every=S,off}",
+        help="when to merge the seeds of a configuration: when all have ended, every S seconds, or "
+        "never (default: MLE_MERGE, else on-finish)",
+    )
+    start.add_argument(
+        "--merge-settle",
+        type=_seconds,
+        default=DaemonConfig.merge_settle_s,
+        metavar="S",
+        help="where no logger said how many seeds there are: merge S seconds after the last one "
+        f"ended, unless another began (default: {DaemonConfig.merge_settle_s:g})",
+    )
+    start.add_argument(
+        "--keep-seed-logs",
+        action="store_true",
+        default=os.environ.get("MLE_KEEP_SEED_LOGS", "") not in ("", "0"),
+        help="leave the seeds' own logs where they are when they are merged (default: "
+        "MLE_KEEP_SEED_LOGS)",
+    )
     start.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
     status = _add_verb(verbs, "status", "show the daemon of a root and its runs")
@@ -267,6 +329,17 @@ def _parser() -> argparse.ArgumentParser:
 
     stop = _add_verb(verbs, "stop", "write everything out and end the daemon of a root")
     _add_timeout(stop, 60.0, "to wait until it is gone")
+
+    merge = _add_verb(verbs, "merge", "merge the seeds of configurations that have ended")
+    merge.add_argument(
+        "groups",
+        nargs="*",
+        metavar="GROUP",
+        help="folder of a configuration, relative to DIR (default: all below it)",
+    )
+    merge.add_argument(
+        "--keep-seed-logs", action="store_true", help="leave the seeds' own logs where they are"
+    )
     return parser
 
 
@@ -315,6 +388,13 @@ def _folder(text: str) -> str:
     if not text:  # of a shell variable that is not set
         raise argparse.ArgumentTypeError("it is empty: give a folder, such as exp/")
     return text
+
+
+def _when_to_merge(text: str) -> tuple[str, float]:
+    try:
+        return checked_merge(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _endpoint(text: str) -> str:

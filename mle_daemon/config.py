@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Any
+
+# When the seeds of a configuration are merged.
+ON_FINISH, EVERY, OFF = "on-finish", "every", "off"
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,21 @@ class DaemonConfig:
         root: absolute path of the folder it serves, links resolved.
         endpoint: what `checked_endpoint` returned, or None for a socket in the socket folder.
         idle_timeout_s: leave after so long without a client and without work; None for never.
+        merge: when seeds are merged: when all have ended, every so often, or never.
+        merge_every_s: how often.
+        keep_seed_logs: leave the logs of single seeds where they are when they are merged.
     """
 
     root: str
     endpoint: str | None = None
     idle_timeout_s: float | None = None
+    merge: str = ON_FINISH
+    merge_every_s: float = 60.0
+    keep_seed_logs: bool = False
+
+    # Where nobody said how many seeds there are: longer than a script takes to import torch between
+    # one seed and the next.
+    merge_settle_s: float = 30.0
 
     # A publication copies the file.  One at every quarter of growth means that over a run's life
     # at most five times its size is written, however long it gets.
@@ -53,8 +67,45 @@ class DaemonConfig:
 
     # How soon a trainer that was killed is noticed and the rest of its ring is read.
     scan_interval_s: float = 1.0
-    # Finished runs that `status` still shows.
+    # Finished runs, and their configurations, that `status` still shows.
     recent_runs: int = 1000
+
+    def as_options(self) -> dict[str, Any]:
+        """How it was started, for `mle_client.discovery.start_again`."""
+        every = f"{EVERY}={self.merge_every_s:g}"
+        return {
+            "idle_timeout": self.idle_timeout_s,
+            "endpoint": self.endpoint,
+            "merge": every if self.merge == EVERY else self.merge,
+            "merge_settle": self.merge_settle_s,
+            "keep_seed_logs": self.keep_seed_logs,
+        }
+
+
+def checked_merge(merge: str) -> tuple[str, float]:
+    """When to merge.
+
+    Args:
+        merge: "on-finish", "off", or "every=<seconds>".
+
+    Returns:
+        Values for `DaemonConfig.merge` and `merge_every_s`.
+
+    Raises:
+        ValueError: it is something else; says what to give.
+    """
+    word, _, number = merge.partition("=")
+    try:
+        seconds = float(number) if number else 0.0
+    except ValueError:
+        seconds = -1.0
+    if merge in (ON_FINISH, OFF):
+        return merge, DaemonConfig.merge_every_s
+    if word != EVERY or not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"{merge!r} does not say when to merge: give on-finish, every=SECONDS or off"
+        )
+    return EVERY, seconds
 
 
 def checked_endpoint(endpoint: str) -> str:

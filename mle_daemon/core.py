@@ -20,6 +20,7 @@ from mle_daemon import events as e
 from mle_daemon import state
 from mle_daemon.artifact_flow import ArtifactFlow
 from mle_daemon.config import DaemonConfig
+from mle_daemon.groups import Groups
 from mle_daemon.intake import Intake
 from mle_daemon.journal_segments import Segments
 from mle_daemon.openings import Openings
@@ -43,7 +44,8 @@ class Core:
         self.daemon_id = daemon_id
         self.artifacts_address = ""  # where clients send them
         self.stopping: e.StopAsked | None = None
-        self._registry = Registry(config.recent_runs)
+        self._groups = Groups(config)
+        self._registry = Registry(config.recent_runs, self._groups)
         self._segments = Segments()
         self._out = Outbox()
         openings = Openings(self._registry.runs)
@@ -52,7 +54,9 @@ class Core:
             config.root, self._registry, self._segments, openings, self._artifacts, self._out
         )
         self._publisher = Publisher(config, self._registry, openings, self._artifacts, self._out)
-        self._replay = Replay(self._registry, openings, self._intake, self._artifacts, self._out)
+        self._replay = Replay(
+            self._registry, openings, self._intake, self._artifacts, self._groups, self._out
+        )
         self._stop_waiters: list[Waiter] = []
         self._heard: dict[e.Client, float] = {}
         self._replaying = True
@@ -104,6 +108,19 @@ class Core:
                 self._out.extend(self._artifacts.stored(event))
             case e.ArtifactNotStored():
                 self._out.extend(self._artifacts.not_stored(event, now))
+            case e.GroupMerged():
+                self._groups.merged(event)
+                self._out.log("info", f"{event.directory}: {event.seeds} seeds are merged")
+                if event.why:
+                    self._out.log("warning", f"{event.directory}: left out: {event.why}")
+            case e.GroupNotMerged():
+                self._groups.not_merged(event, now)
+                if not event.too_few:
+                    self._out.log("warning", f"not merged: {event.error}")
+            case e.MetaRefreshed(folder, error):
+                self._groups.refreshed(folder)
+                if error:
+                    self._out.log("warning", f"the meta log is not refreshed: {error}")
             case e.RingsSeen(producers):
                 self._rings_seen(producers)
             case e.PublishEverything():
@@ -142,12 +159,22 @@ class Core:
 
     @property
     def idle(self) -> bool:
-        """Whether no run is open: the daemon may leave without losing anything."""
-        return not self.runs and not self._intake.staged
+        """Whether there is nothing to do: the daemon may leave."""
+        return not self.runs and not self._intake.staged and self._groups.at_rest(leaving=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to do, for a later daemon either: the journal may go."""
+        return self.idle and not self._groups.pending()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether every log has all there is."""
+        return self._publisher.is_done and not self.degraded
 
     def next_due(self) -> float:
         """The time at which `Tick` is wanted at the latest; infinity if there is nothing to do."""
-        return self._publisher.next_due()
+        return min(self._publisher.next_due(), self._groups.next_due())
 
     def position(self, producer: m.ProducerId) -> int:
         """The position up to which the journal has a stream; 0 if it is unknown."""
@@ -156,6 +183,10 @@ class Core:
     def reports(self, now: float) -> list[e.Report]:
         """The runs' part of a status report."""
         return self._registry.reports(now)
+
+    def group_reports(self) -> list[e.Report]:
+        """The groups' part of a status report."""
+        return self._groups.reports()
 
     def wanted_artifacts(self, producer: m.ProducerId) -> frozenset[int]:
         """Numbers of a producer's artifacts that are announced and whose bytes are not here."""
@@ -240,6 +271,8 @@ class Core:
     def _schedule(self, now: float) -> None:
         """Decide what is due at the end of a round."""
         self._publisher.begin_due(now)
+        for job in self._groups.due(now, leaving=self.stopping is not None):
+            self._out.add(job)
         self._intake.limit(self.tail_bytes >= self.config.tail_limit_bytes)
         self._publisher.answer_waiters()
         if dropped := self._segments.drop(self._registry.is_published):
@@ -258,8 +291,11 @@ class Core:
             self._out.append(self.first_record())
 
     def _maybe_leave(self, stopping: e.StopAsked) -> None:
-        """Leave once every file is up to date; runs that go on are resumed by the next daemon."""
-        if self._left or not self._publisher.is_done or self.degraded:
+        """Leave once every file is up to date, and what has ended is merged.
+
+        Runs that go on are resumed by the next daemon.
+        """
+        if self._left or not self.is_written or not self._groups.at_rest(leaving=True):
             return
         self._left = True
         self._out.answer(self._stop_waiters)

@@ -1,7 +1,8 @@
 """The daemon's loop: delivers events to `core` and carries out what it answers.
 
-One thread for the loop, one that writes log files (`workers`), one that syncs the journal.  The
-loop itself waits for nothing but its socket and the journal's write.
+One thread for the loop, one that writes log files (`workers`), one that syncs the journal; logs are
+merged by another process (`merger`).  The loop itself waits for nothing but its socket and the
+journal's write.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from mle_daemon.core import Core
 from mle_daemon.group_sync import GroupSync
 from mle_daemon.journal import Journal, JournalPosition, JournalWriteError
 from mle_daemon.landing import Landing
+from mle_daemon.merger import Merger
 from mle_daemon.mirrors import Mirrors
 from mle_daemon.ownership import RootLock
 from mle_daemon.server import Server
@@ -94,11 +96,13 @@ class Daemon:
         self._next_scan = self._next_beat = 0.0
         self._sync_failed = False
         self._give_up_at = float("inf")
+        self._complete = True  # every log has all there is
         self._journal: Journal
         self._server: Server
         self._writer: Writer
         self._artifacts: ArtifactServer
         self._landing: Landing
+        self._merger: Merger
 
     def run(self, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
         """Recover, serve, leave.  See `mle_daemon.daemon.run`."""
@@ -126,6 +130,7 @@ class Daemon:
             mirrors = Mirrors(config.root, lambda run, text: self._outcome(e.Problem(run, text)))
             self._writer = Writer(self._store, mirrors, self._server.wake)
             self._landing = Landing(self._checkpoints, self._outcome)
+            self._merger = Merger(self._outcome)
             self._artifacts = ArtifactServer(artifacts, staging, self._outcome)
             self._core.artifacts_address = self._artifacts.endpoint
             sync = GroupSync(self._journal, self._synced, config.sync_interval_s)
@@ -135,11 +140,12 @@ class Daemon:
                     self._server.endpoint,
                     version=__version__,
                     daemon_id=self._id,
-                    options={"idle_timeout": config.idle_timeout_s, "endpoint": config.endpoint},
+                    options=config.as_options(),
                 )
                 write_endpoint(endpoint)
                 yield endpoint
             finally:
+                self._merger.stop()
                 self._artifacts.stop(_STOP_TIMEOUT_S)
                 self._landing.stop()
                 self._writer.stop()
@@ -207,8 +213,12 @@ class Daemon:
             self._rotate()
         if self._core.stopping is not None and self._give_up_at == float("inf"):
             self._give_up_at = now + _DRAIN_TIMEOUT_S
-        if now >= self._give_up_at:
-            _LOG.error("leaving although not everything is published; the journal has the rest")
+        if now >= self._give_up_at and self._leave is None:
+            self._complete = self._core.is_written
+            if self._complete:
+                _LOG.warning("leaving before all is merged; the next start merges the rest")
+            else:
+                _LOG.error("leaving although not everything is published; the journal has the rest")
             self._leave = e.Leave(asked=True)
 
     # --- events and instructions --------------------------------------------------------------
@@ -229,6 +239,8 @@ class Daemon:
                 self._deliver(self._open(instruction))
             case e.PublishRun() | e.SealRun():
                 self._writer.submit(instruction)
+            case e.MergeGroup() | e.RefreshMeta():
+                self._merger.submit(instruction)
             case e.StoreArtifact() | e.Evict():
                 self._landing.submit(instruction)
             case e.DiscardArtifact(producer, artifact):
@@ -361,6 +373,7 @@ class Daemon:
             version=__version__,
             degraded=self._core.degraded,
             runs=self._core.reports(now),
+            groups=self._core.group_reports(),
         )
 
     @contextlib.contextmanager
@@ -387,13 +400,13 @@ class Daemon:
 
     def _end(self, endpoint: Endpoint) -> int:
         """Leave the root as the next daemon, and the clients, need to find it."""
-        complete = time.monotonic() < self._give_up_at
+        complete = self._complete
         if complete:
             self._rotate()  # what the next one needs to know of runs that go on
             for file in self._journal.segments()[:-1]:
                 self._drop(file.number)
         self._journal.close()
-        if complete and self._core.idle:
+        if complete and self._core.is_empty:
             for file in self._journal.segments():
                 os.unlink(file.path)
         asked = self._leave is not None and self._leave.asked

@@ -192,6 +192,46 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupMerged:
+    """The seeds of a configuration are merged, as far as they have ended.
+
+    Args:
+        directory: of the configuration.
+        seeds: how many are in the merged file.
+        why: "", or what was left out and why.
+    """
+
+    directory: str
+    seeds: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNotMerged:
+    """The seeds of a configuration are not merged; their logs are what they were.
+
+    Args:
+        directory: of the configuration.
+        error: why.
+        too_few: not as many have ended as it takes.
+        retry: the reason may go away by itself.
+    """
+
+    directory: str
+    error: str
+    too_few: bool = False
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MetaRefreshed:
+    """The merged log of all configurations in a folder is written.  Args: error: "" or why not."""
+
+    folder: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -208,6 +248,7 @@ Event: TypeAlias = (
     Received | Journaled | JournalFailed | Replayed | Recovered | RunOpened | RunNotOpened
     | Published | PublishFailed | Sealed | ProducerGone | RingsSeen | PublishEverything
     | StopAsked | Tick | Arrived | NotArrived | ArtifactStored | ArtifactNotStored | Problem
+    | GroupMerged | GroupNotMerged | MetaRefreshed
 )  # fmt: skip
 
 
@@ -346,6 +387,28 @@ class DiscardArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeGroup:
+    """Merge the seeds of a configuration; answered by `GroupMerged` or `GroupNotMerged`.
+
+    Args:
+        directory: of the configuration.
+        at_least: how many of its seeds must have ended.
+        keep_seed_logs: leave their own logs where they are.
+    """
+
+    directory: str
+    at_least: int
+    keep_seed_logs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshMeta:
+    """Merge all configurations in a folder; answered by `MetaRefreshed`."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Write a line to the daemon's log.  Args: level: of the logging module, such as "warning"."""
 
@@ -362,7 +425,7 @@ class Leave:
 
 Instruction: TypeAlias = (
     Send | AppendJournal | DropSegments | OpenRun | PublishRun | SealRun | Log | Leave
-    | StoreArtifact | Evict | DiscardArtifact
+    | StoreArtifact | Evict | DiscardArtifact | MergeGroup | RefreshMeta
 )  # fmt: skip
 
 # What a status report is made of.

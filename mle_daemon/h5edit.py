@@ -75,6 +75,8 @@ def begin(file: Id, run: Run, seed_id: str) -> None:
     set_number(seed, layout.FORMAT_ATTR, np.int64(layout.FILE_FORMAT))
     set_number(seed, layout.START_ATTR, np.float64(run.start_time))
     set_text(seed, layout.RUN_ATTR, run.run_id.hex())
+    if run.overwrite:
+        set_number(seed, layout.OVERWRITE_ATTR, np.int64(1))
 
 
 def adopt(file: Id, seed_id: str) -> None:

@@ -7,7 +7,6 @@ is for `h5edit`; which file becomes which, and when, for `store`.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from h5py import h5a, h5f, h5p, h5s, h5t
 
 from mle_client import layout
 from mle_client.errors import LogDamaged
+from mle_client.h5access import access, encoded, image_name, image_of
 from mle_daemon.columns import Column, FileState
 from mle_daemon.values import Array, Dtype, Text
 
@@ -29,10 +29,7 @@ Edit: TypeAlias = Callable[[Id], None]
 
 BLOCK_BYTES: Final = 4 * 2**20  # read or written at once where a column need not be held whole
 INLINE_BYTES: Final = 60_000  # text in an object header, which has 64 KiB for an attribute
-_IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
 _UNREADABLE: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
-
-_image_numbers = itertools.count()  # HDF5 takes two images of one name for one file
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -45,10 +42,10 @@ def edit_image(image: bytes, edit: Edit, path: str) -> bytes:
     Raises:
         LogDamaged: it is no HDF5 file.
     """
-    file = _open(_image_name(), h5f.ACC_RDWR, _access(image), path)
+    file = _open(image_name(), h5f.ACC_RDWR, access(image), path)
     try:
         edit(file)
-        return _image_of(file)
+        return image_of(file)
     finally:
         file.close()
 
@@ -59,19 +56,9 @@ def edit_file(path: str, edit: Edit) -> None:
     Raises:
         LogDamaged: it is no HDF5 file.
     """
-    file = _open(_file_name(path), h5f.ACC_RDWR, _access(), path)
+    file = _open(encoded(path), h5f.ACC_RDWR, access(), path)
     try:
         edit(file)
-    finally:
-        file.close()
-
-
-@functools.cache
-def empty_image() -> bytes:
-    """The bytes of a file with nothing in it."""
-    file = h5f.create(_image_name(), h5f.ACC_TRUNC, fapl=_access(b""))
-    try:
-        return _image_of(file)
     finally:
         file.close()
 
@@ -90,8 +77,8 @@ def opened(path: str, image: bytes | None = None) -> Iterator[H5File]:
     Raises:
         LogDamaged: it is no HDF5 file, or no longer.
     """
-    name = _file_name(path) if image is None else _image_name()
-    with h5py.File(_open(name, h5f.ACC_RDONLY, _access(image), path)) as file:
+    name = encoded(path) if image is None else image_name()
+    with h5py.File(_open(name, h5f.ACC_RDONLY, access(image), path)) as file:
         yield file
 
 
@@ -102,36 +89,6 @@ def _open(name: bytes, flags: int, access: Any, path: str) -> Id:
         if error.errno:  # the system refuses; the file may be good
             raise
         raise LogDamaged(path, f"it is no HDF5 file that can be read: {error}") from error
-
-
-def _access(image: bytes | None = None) -> Any:
-    """How files are opened: to be written in the format that HDF5 1.10 and older read, too.
-
-    Args:
-        image: of a file in memory; b"" for an empty one, None for a file on disk.
-    """
-    access = h5p.create(h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_V110)
-    access.set_fclose_degree(h5f.CLOSE_STRONG)
-    if image is not None:
-        access.set_fapl_core(_IMAGE_STEP, False)
-    if image:
-        access.set_file_image(image)
-    return access
-
-
-def _image_of(file: Id) -> bytes:
-    h5f.flush(file)
-    image: bytes = file.get_file_image()
-    return image
-
-
-def _image_name() -> bytes:
-    return b"image-%d" % next(_image_numbers)
-
-
-def _file_name(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
 
 
 # --- types, links, rows ---------------------------------------------------------------------------

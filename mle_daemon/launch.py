@@ -25,7 +25,7 @@ from logging.handlers import RotatingFileHandler
 from typing import Final
 
 from mle_client import layout
-from mle_client.discovery import last_words, python_command, python_environment
+from mle_client.discovery import last_words, merge_options, python_command, python_environment
 from mle_client.endpoint import Endpoint, live_daemon
 from mle_client.errors import DaemonStartFailed, RootLocked
 from mle_daemon import ownership
@@ -134,7 +134,7 @@ def _command(config: DaemonConfig, ready_fd: int) -> list[str]:
         command += ["--endpoint", config.endpoint]
     if config.idle_timeout_s is not None:
         command += ["--idle-timeout", str(config.idle_timeout_s)]
-    return command
+    return command + merge_options(config.as_options())
 
 
 def _first_line(descriptor: int, tell_waiting: Callable[[], None]) -> bytes:

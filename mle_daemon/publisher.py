@@ -139,7 +139,10 @@ class Publisher:
         elif run_id not in self._through:
             # Else the next daemon would bring back a file that somebody has moved or replaced.
             self._through.add(run_id)
-            self._append(saved_ends(self._registry.streams[p] for p in run.members))
+            ends = (self._registry.streams[p] for p in run.members)
+            # Else a kill before the merge would postpone it until another seed ends.
+            group = (run.run.directory, run.run.num_seeds)
+            self._append(saved_ends(ends, [group]))
 
     def _retire(self, run_id: m.RunId, now: float) -> None:
         """Forget a run, and answer who still waits for it."""

@@ -15,6 +15,7 @@ from mle_client import layout
 from mle_client import messages as m
 from mle_daemon import events as e
 from mle_daemon import state
+from mle_daemon.groups import Groups
 from mle_daemon.ingest import Stream
 from mle_daemon.runs import Member, RunState
 
@@ -33,6 +34,7 @@ class Registry:
 
     Args:
         recent_runs: how many finished runs the status report lists.
+        groups: told of the runs that come and go.
 
     Attributes:
         runs: those that are not sealed, the oldest first.
@@ -41,7 +43,8 @@ class Registry:
         ended: of sealed runs.
     """
 
-    def __init__(self, recent_runs: int) -> None:
+    def __init__(self, recent_runs: int, groups: Groups) -> None:
+        self._groups = groups
         self.runs: dict[m.RunId, RunState] = {}
         self.recent: OrderedDict[m.RunId, e.Report] = OrderedDict()
         self.streams: dict[m.ProducerId, Stream] = {}
@@ -107,12 +110,17 @@ class Registry:
         before = self.recent.pop(run.run_id, None)  # a forked child outlives its parent's run
         seed_id = before["seed_id"] if before else run.seed_id
         self.runs[run.run_id] = RunState(run, seed_id, layout.log_path(run.directory, seed_id))
+        self._groups.began(run.directory, run.num_seeds)
         return True
 
     # --- going --------------------------------------------------------------------------------
     def retire(self, run_id: m.RunId, now: float) -> RunState:
         """Keep no more of a run than a line of the status report, and the ends of its streams."""
         run = self.runs.pop(run_id)
+        if run.file is None:
+            self._groups.left(run.run.directory)
+        else:
+            self._groups.ended(run.run.directory, run.seed_id, run.status)
         self.recent[run_id] = run.report(self.positions(run), now)
         while len(self.recent) > self._recent_runs:
             self.recent.popitem(last=False)
@@ -128,6 +136,7 @@ class Registry:
             run.forget(producer)
             if not run.members:
                 del self.runs[run_id]
+                self._groups.left(run.run.directory)
         self.ended[producer] = Stream(producer, position, ticks)
         while len(self.ended) > ENDED_KEPT:
             self.ended.popitem(last=False)
@@ -144,7 +153,8 @@ class Registry:
     def saved(self) -> state.Saved:
         """All that is known besides ticks."""
         saved = self.saved_runs(self.runs)
-        return state.Saved(saved.runs, (*saved.streams, *saved_ends(self.ended.values()).streams))
+        streams = (*saved.streams, *saved_ends(self.ended.values()).streams)
+        return state.Saved(saved.runs, streams, tuple(self._groups.pending().items()))
 
     def saved_runs(self, run_ids: Iterable[m.RunId]) -> state.Saved:
         """What is known of some runs and their streams besides ticks."""
@@ -179,6 +189,7 @@ class Registry:
         restored = RunState(saved.run, saved.seed_id, saved.path, lost=saved.lost)
         restored.artifacts.restore(saved.artifacts)
         self.runs[run_id] = restored
+        self._groups.began(saved.run.directory, saved.run.num_seeds)
         return True
 
     def restore_stream(self, saved: state.SavedStream, run_id: m.RunId) -> None:
@@ -193,10 +204,14 @@ class Registry:
         member.process = saved.process
 
 
-def saved_ends(streams: Iterable[Stream]) -> state.Saved:
-    """Where streams ended of which nothing more is to be known."""
+def saved_ends(streams: Iterable[Stream], groups: Iterable[state.Group] = ()) -> state.Saved:
+    """Where streams ended of which nothing more is to be known.
+
+    Args:
+        groups: that are to be merged because of it.
+    """
     ends = (
         state.SavedStream(s.producer, s.position, s.ticks, {}, None, False, True, False)
         for s in streams
     )
-    return state.Saved((), tuple(ends))
+    return state.Saved((), tuple(ends), tuple(groups))

@@ -12,6 +12,7 @@ from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_daemon import state
 from mle_daemon.artifact_flow import ArtifactFlow
+from mle_daemon.groups import Groups
 from mle_daemon.ingest import Stream
 from mle_daemon.intake import Intake
 from mle_daemon.openings import Openings
@@ -27,6 +28,7 @@ class Replay:
         openings: told of the runs.
         intake: takes the pieces.
         artifacts: told which are stored.
+        groups: told which are to be merged.
         outbox: takes what is to be said in the daemon's log.
     """
 
@@ -36,8 +38,10 @@ class Replay:
         openings: Openings,
         intake: Intake,
         artifacts: ArtifactFlow,
+        groups: Groups,
         outbox: Outbox,
     ) -> None:
+        self._groups = groups
         self._registry = registry
         self._openings = openings
         self._intake = intake
@@ -86,6 +90,8 @@ class Replay:
 
     def _restore(self, saved: state.Saved, now: float) -> None:
         """Take over the runs and streams of a state record, but for those known already."""
+        for directory, expected in saved.groups:
+            self._groups.restore(directory, expected)
         for run in saved.runs:
             if self._registry.restore_run(run):
                 self._openings.want(run.run.run_id, now)

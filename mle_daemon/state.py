@@ -1,9 +1,11 @@
 """The journal's own record: what is known of unfinished runs besides their ticks.  Version 1.
 
-Pure.  A msgpack array ["state", {"runs": […], "streams": […]}], readable by any msgpack decoder;
-a run and a schema inside are the records of `mle_client.wire`, as bytes.  A second, short kind of
-record, ["settled", [[producer, number], …], [[producer, number], …]], says which artifacts are
-stored, and which are lost: they need no more care.
+Pure.  A msgpack array ["state", {"runs": […], "streams": […], "groups": […]}], readable by any
+msgpack decoder; a run and a schema inside are the records of `mle_client.wire`, as bytes, and a
+group, which is to be merged, is its folder and how many seeds it has, if that is known.
+
+A second, short kind of record, ["settled", [[producer, number], …], [[producer, number], …]], says
+which artifacts are stored, and which are lost: they need no more care.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from mle_client.errors import ProtocolError
 NAME: Final = "state"
 SETTLED_NAME: Final = "settled"
 
+Group: TypeAlias = tuple[str, int | None]  # folder of a configuration; how many seeds it has
 Artifact: TypeAlias = tuple[m.ProducerId, int]  # by its producer and its number
 
 
@@ -60,6 +63,7 @@ class Saved:
 
     runs: tuple[SavedRun, ...]
     streams: tuple[SavedStream, ...]
+    groups: tuple[Group, ...] = ()
 
 
 def encode(saved: Saved) -> bytes:
@@ -82,7 +86,8 @@ def encode(saved: Saved) -> bytes:
         ]
         for s in saved.streams
     ]
-    packed: bytes = msgpack.packb([NAME, {"runs": runs, "streams": streams}], use_bin_type=True)
+    content = {"runs": runs, "streams": streams, "groups": saved.groups}
+    packed: bytes = msgpack.packb([NAME, content], use_bin_type=True)
     return packed
 
 
@@ -99,9 +104,11 @@ def decode(body: list[Any]) -> Saved:
             for run, seed_id, path, lost, artifacts in content["runs"]
         )
         streams = tuple(_stream(*values) for values in content["streams"])
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        # An earlier release wrote none.
+        groups = tuple((str(folder), seeds) for folder, seeds in content.get("groups", ()))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ProtocolError(f"a state record is malformed: {error}") from error
-    return Saved(runs, streams)
+    return Saved(runs, streams, groups)
 
 
 def encode_settled(stored: Iterable[Artifact], lost: Iterable[Artifact]) -> bytes:

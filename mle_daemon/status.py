@@ -3,7 +3,10 @@
 Pure.  Keys: `pid`, `endpoint`, `root`, `uptime_s`, `version`, `degraded` ("" or what is wrong),
 `runs`: a list of `experiment_dir`, `seed_id`, `state`, `ticks` {received, journaled, published,
 lost}, `artifacts_waiting` (saved, not on disk yet), `lag_s` (age of the oldest tick that is not
-published), `bytes_waiting` (of the stream, not published), `last_error`.
+published), `bytes_waiting` (of the stream, not published), `last_error`;
+`groups`: a list of `directory`, `expected` (how many seeds, None where nobody said), `running`,
+`finished`, `crashed`, `merged` (seeds in the merged file), `state` ("waiting", "merging", "merged",
+"incomplete", "single", "failed" or "off") and `why` it failed.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ def report(
     version: str,
     degraded: str,
     runs: Iterable[Report],
+    groups: Iterable[Report],
 ) -> Report:
-    """Put a report together.  Runs are ordered by folder and seed."""
+    """Put a report together.  Runs are ordered by folder and seed, groups by folder."""
     ordered = sorted(runs, key=lambda run: (run["experiment_dir"], run["seed_id"]))
     return {
         "pid": pid,
@@ -33,4 +37,5 @@ def report(
         "version": version,
         "degraded": degraded,
         "runs": ordered,
+        "groups": sorted(groups, key=lambda group: group["directory"]),
     }

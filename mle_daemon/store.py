@@ -20,7 +20,11 @@ from typing import Final
 
 from mle_client import files, layout
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
+from mle_client.h5access import empty_image
+from mle_client.merge_plan import LeftOut
+from mle_client.merge_staging import write_file
 from mle_client.messages import Run
+from mle_client.seed_groups import Copy, merged_log_of
 from mle_daemon import h5edit, h5file
 from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
 from mle_daemon.events import PublishRun
@@ -32,6 +36,8 @@ IMAGE_BYTES: Final = 8 * 2**20
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _CHANGED: Final = "it is no longer what the daemon published; something else changed it"
 _GONE: Final = "the log that was published here is gone"
+# For a merge to remove what it has merged, which takes it less than a millisecond.
+_LOCK_TIMEOUT_S: Final = 2.0
 
 
 class Store:
@@ -89,16 +95,36 @@ class Store:
             state = self.inspect(path)
         except LogDamaged:
             state = None
+        if state is None and not os.path.lexists(path):
+            state = self._take_out(run, seed_id, path)
         if state is not None and state.run == run.run_id.hex():
             return state, ""
         if run.reload and state is not None and self._has_seed(path, seed_id):
             return replace(state, applied={}, tboard=0), ""
         if run.overwrite:
             files.remove(path)
-            files.remove(layout.merged_log_path(run.directory))
             return None, ""
         kept = self._put_aside(path)
         return None, kept and f"there was another log at {path}: it was moved to {kept}"
+
+    def _take_out(self, run: Run, seed_id: str, path: str) -> FileState | None:
+        """Give a seed that goes on a log of its own again, after it was merged.
+
+        It stays in the merged file, too, until the next merge.
+
+        Returns:
+            What the log holds; None where no merged file has what goes on.
+        """
+        merged = merged_log_of(path, seed_id, anywhere=run.reload)
+        if merged is None or not (run.reload or merged.run == run.run_id.hex()):
+            return None
+        unreadable: dict[str, LeftOut] = {}
+        copy = Copy(merged.path, merged.group, seed_id)
+        staged = write_file(self._staging, [copy], unreadable)
+        if staged is None:
+            raise LogDamaged(merged.path, unreadable[merged.path].why)
+        self._land(staged, path)
+        return self.inspect(path)
 
     def _has_seed(self, path: str, seed_id: str) -> bool:
         image, _ = _read(path)
@@ -224,7 +250,7 @@ class Store:
         Returns:
             The path of the new file, synced, and what the source was then.
         """
-        image, found = _read(source) if source else (h5file.empty_image(), None)
+        image, found = _read(source) if source else (empty_image(), None)
         size = found.st_size if found else 0
         staged = self._new_name(run)
         if image is not None and size + growth <= IMAGE_BYTES:
@@ -237,7 +263,7 @@ class Store:
                 with open(source, "rb") as file:
                     files.copy_all(file.fileno(), fd)
             else:
-                files.write_all(fd, h5file.empty_image())
+                files.write_all(fd, empty_image())
             files.reserve(fd, size + growth)
             h5file.edit_file(staged, edit)
         return staged, found
@@ -256,13 +282,15 @@ class Store:
             Its size in bytes.
         """
         try:
-            if found is not None:
-                _check_still(path, found)
             size = os.stat(staged).st_size
             folder, name = os.path.split(os.path.normpath(path))
-            if os.path.basename(folder) == "logs":  # merging takes every file in there for a log
-                folder = os.path.dirname(folder)
-            files.land(staged, path, os.path.join(folder, f".{name}.tmp"))
+            # A merge must not take what comes now for what it has merged.
+            with files.locked(folder, _LOCK_TIMEOUT_S):
+                if found is not None:
+                    _check_still(path, found)
+                if os.path.basename(folder) == "logs":  # merging takes every file there for a log
+                    folder = os.path.dirname(folder)
+                files.land(staged, path, os.path.join(folder, f".{name}.tmp"))
         except BaseException:
             files.remove(staged)
             raise
@@ -294,9 +322,8 @@ def _check_still(path: str, found: os.stat_result) -> None:
         now = os.stat(path)
     except FileNotFoundError as error:
         raise LogNotFound(path, _GONE) from error
-    for name in ("st_ino", "st_mtime_ns", "st_size"):
-        if getattr(now, name) != getattr(found, name):
-            raise LogDamaged(path, _CHANGED)
+    if files.Stamp.of(now) != files.Stamp.of(found):
+        raise LogDamaged(path, _CHANGED)
 
 
 def _compare(source: h5file.H5File, staged: str, path: str) -> None:

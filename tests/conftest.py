@@ -30,7 +30,7 @@ settings.register_profile("long", max_examples=5_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
 # Settings of the caller's shell that would change what a daemon or a logger does.
-FOREIGN_SETTINGS = ("MLE_DAEMON", "MLE_SYNC", "NOTIFY_SOCKET")
+FOREIGN_SETTINGS = ("MLE_DAEMON", "MLE_SYNC", "MLE_KEEP_SEED_LOGS", "NOTIFY_SOCKET")
 DESCRIPTORS = Path("/proc/self/fd")  # Linux; elsewhere descriptors go unchecked
 # Helpers that multiprocessing starts when first needed and keeps until the interpreter exits.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -58,6 +58,8 @@ def runtime_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="mle-", dir=shortest))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLE_RUNTIME_DIR", str(path))
+        # Tests look at the logs of single seeds; those of merging ask for it.
+        patch.setenv("MLE_MERGE", "off")
         for name in FOREIGN_SETTINGS:
             patch.delenv(name, raising=False)
         yield path

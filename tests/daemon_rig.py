@@ -17,7 +17,7 @@ from mle_client import messages as m
 from mle_client.errors import LogNotFound
 from mle_daemon import events as e
 from mle_daemon.columns import FileState
-from mle_daemon.config import DaemonConfig
+from mle_daemon.config import OFF, DaemonConfig
 from mle_daemon.core import Core
 
 ROOT = "/exps"
@@ -194,7 +194,7 @@ class Rig:
     """
 
     def __init__(self, **changes: Any) -> None:
-        self.config = DaemonConfig(ROOT, **changes)
+        self.config = DaemonConfig(ROOT, **{"merge": OFF, **changes})
         self.now = 1_000.0
         self.disk = Files()
         self.segments: dict[int, list[bytes]] = {}

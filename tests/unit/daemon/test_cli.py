@@ -26,7 +26,7 @@ from mle_daemon import cli
 from mle_daemon.config import DaemonConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "cli.md"
-VERBS = ("start", "status", "stop")
+VERBS = ("start", "status", "stop", "merge")
 
 RUN = {
     "experiment_dir": "/r/lr_0.1",
@@ -37,6 +37,16 @@ RUN = {
     "bytes_waiting": 24_700,
     "last_error": "",
 }
+GROUP = {
+    "directory": "/r/lr_0.1",
+    "expected": None,
+    "running": 2,
+    "finished": 0,
+    "crashed": 1,
+    "merged": 0,
+    "state": "failed",
+    "why": "disk\nfull",
+}
 REPORT = {
     "pid": 4242,
     "endpoint": "ipc:///s",
@@ -45,6 +55,7 @@ REPORT = {
     "version": "0.1.0",
     "degraded": "",
     "runs": [RUN, {**RUN, "seed_id": "s2", "lag_s": 0.0, "last_error": "disk\nfull"}],
+    "groups": [GROUP, {**GROUP, "directory": "/r", "expected": 4, "why": ""}],
 }
 
 
@@ -81,9 +92,15 @@ class TestUsage:
             "start --root r --fore",
             "stop --root r --timeout -1",
             "status --root r --foreground",
+            "start --root r --merge sometimes",
+            "start --root r --merge every=0",
+            "start --root r --merge every",
+            "start --root r --merge-settle -1",
             "start --root=",
             "status --root=",
             "stop --root=",
+            "merge --root=",
+            "merge",
         ],
     )
     def test_what_makes_no_sense_exits_with_2_and_a_message(
@@ -143,7 +160,7 @@ class TestUsage:
                     assert all(f"`{word}" in text for word in action.option_strings[-1:])
         for verb in VERBS:
             assert f"`{verb} --root DIR`" in text
-        for key in [*REPORT, *RUN]:
+        for key in [*REPORT, *RUN, *GROUP]:
             assert f"`{key}`" in text
 
 
@@ -200,13 +217,40 @@ class TestStart:
         (root / "link").symlink_to(root)
         monkeypatch.chdir(root)
         assert cli.main(["start", "--root", "link/a/b/"]) == 0
-        assert started == [DaemonConfig(str(root / "a" / "b"))]
+        assert started == [DaemonConfig(str(root / "a" / "b"), merge="off")]
         assert (root / "a" / "b").is_dir()
 
     def test_options_reach_the_daemon(self, root: Path, started: list[DaemonConfig]) -> None:
         line = f"start --root {root} --idle-timeout 2.5 --endpoint tcp://localhost:0"
         assert cli.main(line.split()) == 0
-        assert started == [DaemonConfig(str(root), "tcp://127.0.0.1:*", 2.5)]
+        assert started == [DaemonConfig(str(root), "tcp://127.0.0.1:*", 2.5, merge="off")]
+
+    def test_options_of_merging_reach_the_daemon(
+        self, root: Path, started: list[DaemonConfig]
+    ) -> None:
+        line = f"start --root {root} --merge every=2.5 --merge-settle 7 --keep-seed-logs"
+        assert cli.main(line.split()) == 0
+        (config,) = started
+        assert (config.merge, config.merge_every_s) == ("every", 2.5)
+        assert (config.merge_settle_s, config.keep_seed_logs) == (7.0, True)
+
+    def test_the_environment_says_when_to_merge_if_the_command_line_does_not(
+        self, root: Path, started: list[DaemonConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLE_MERGE", "every=5")
+        monkeypatch.setenv("MLE_KEEP_SEED_LOGS", "1")
+        assert cli.main(["start", "--root", str(root)]) == 0
+        assert cli.main(["start", "--root", str(root), "--merge", "on-finish"]) == 0
+        assert [each.merge for each in started] == ["every", "on-finish"]
+        assert all(each.keep_seed_logs for each in started)
+
+    def test_without_a_word_seeds_are_merged_when_all_have_ended(
+        self, root: Path, started: list[DaemonConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MLE_MERGE")
+        assert cli.main(["start", "--root", str(root)]) == 0
+        assert started == [DaemonConfig(str(root))]
+        assert started[0].merge == "on-finish"
 
     def test_in_the_foreground_its_exit_status_is_the_daemons(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -261,14 +305,25 @@ class TestStatus:
             "  -\n"
             "lr_0.1      s2      running      1200       1200       1000     3  0.0 s  24.7 kB"
             "  disk full\n"
+            "\n"
+            "group   seeds  running  finished  crashed  merged  merge   why\n"
+            "lr_0.1      ?        2         0        1       0  failed  disk full\n"
+            ".           4        2         0        1       0  failed  -\n"
         )
 
     def test_trouble_is_shown(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        report = {**REPORT, "degraded": "disk full", "runs": []}
+        report = {**REPORT, "degraded": "disk full", "runs": [], "groups": []}
         assert self.show(root, monkeypatch, report) == 0
         assert capsys.readouterr().out.endswith("DEGRADED  disk full\n\nno runs\n")
+
+    def test_a_daemon_of_an_earlier_release_has_no_groups(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        report = {key: value for key, value in REPORT.items() if key != "groups"}
+        assert self.show(root, monkeypatch, report) == 0
+        assert capsys.readouterr().out.endswith("disk full\n")
 
     def test_a_reader_that_has_seen_enough_is_no_error_to_speak_of(self, root: Path) -> None:
         code = (

@@ -71,9 +71,17 @@ class TestEnsureRunning:
     def test_options_are_passed_on(self, root: Path, program: Any) -> None:
         program("import sys; sys.exit(' '.join(sys.argv[5:]))")
         with pytest.raises(DaemonStartFailed) as failure:
-            self.start(root, endpoint="tcp://127.0.0.1:*", idle_timeout_s=2.5)
+            self.start(
+                root,
+                endpoint="tcp://127.0.0.1:*",
+                idle_timeout_s=2.5,
+                merge="every",
+                merge_every_s=90.0,
+                keep_seed_logs=True,
+            )
         words = f"--root {root} --endpoint tcp://127.0.0.1:* --idle-timeout 2.5"
-        assert failure.value.why == words
+        merging = "--merge every=90 --merge-settle 30.0 --keep-seed-logs"
+        assert failure.value.why == f"{words} {merging}"
 
     def test_its_last_words_and_exit_status_are_told(self, root: Path, program: Any) -> None:
         program("import sys; print('the journal is damaged', file=sys.stderr); sys.exit(6)")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mle_client import messages as m
 from mle_daemon import state
+from mle_daemon.config import DaemonConfig
+from mle_daemon.groups import Groups
 from mle_daemon.ingest import Stream
 from mle_daemon.registry import ENDED_KEPT, Registry, saved_ends
 from tests.daemon_rig import ANNA, Trainer
@@ -17,8 +19,13 @@ def enter(registry: Registry, trainer: Trainer) -> bool:
     return is_new
 
 
+def registry_of(recent_runs: int) -> Registry:
+    """An empty registry.  Args: recent_runs: as of `Registry`."""
+    return Registry(recent_runs, Groups(DaemonConfig("/exps")))
+
+
 def test_a_run_is_entered_with_its_first_stream() -> None:
-    registry, parent = Registry(3), Trainer()
+    registry, parent = registry_of(3), Trainer()
     child = parent.fork()
     assert registry.run_of(parent.id) is None
     assert [enter(registry, parent), enter(registry, child)] == [True, False]
@@ -30,7 +37,7 @@ def test_a_run_is_entered_with_its_first_stream() -> None:
 
 
 def test_what_is_published_of_a_stream() -> None:
-    registry, trainer = Registry(3), Trainer()
+    registry, trainer = registry_of(3), Trainer()
     assert (registry.published(trainer.id), registry.is_published(trainer.id, 9)) == (0, True)
     enter(registry, trainer)
     registry.runs[trainer.run.run_id].members[trainer.id].published = 7
@@ -40,7 +47,7 @@ def test_what_is_published_of_a_stream() -> None:
 
 
 def test_a_retired_run_leaves_a_report_and_the_ends_of_its_streams() -> None:
-    registry, trainer = Registry(3), Trainer()
+    registry, trainer = registry_of(3), Trainer()
     enter(registry, trainer)
     run = registry.retire(trainer.run.run_id, 0.0)
     assert (registry.runs, registry.streams, registry.run_of(trainer.id)) == ({}, {}, None)
@@ -49,7 +56,7 @@ def test_a_retired_run_leaves_a_report_and_the_ends_of_its_streams() -> None:
 
 
 def test_a_child_that_outlives_its_run_gets_the_name_that_the_run_had() -> None:
-    registry, trainer = Registry(3), Trainer()
+    registry, trainer = registry_of(3), Trainer()
     enter(registry, trainer)
     registry.runs[trainer.run.run_id].seed_id = "seed_1_dup2"
     registry.retire(trainer.run.run_id, 0.0)
@@ -59,7 +66,7 @@ def test_a_child_that_outlives_its_run_gets_the_name_that_the_run_had() -> None:
 
 
 def test_a_run_goes_with_its_last_stream() -> None:
-    registry, trainer = Registry(3), Trainer()
+    registry, trainer = registry_of(3), Trainer()
     child = trainer.fork()
     enter(registry, trainer)
     enter(registry, child)
@@ -70,7 +77,7 @@ def test_a_run_goes_with_its_last_stream() -> None:
 
 
 def test_of_ended_streams_and_finished_runs_only_so_many_are_kept() -> None:
-    registry = Registry(2)
+    registry = registry_of(2)
     trainers = [Trainer(f"run{i}") for i in range(3)]
     for trainer in trainers:
         enter(registry, trainer)
@@ -83,7 +90,7 @@ def test_of_ended_streams_and_finished_runs_only_so_many_are_kept() -> None:
 
 
 def test_an_ended_stream_is_forgotten_once_its_ring_has_gone() -> None:
-    registry = Registry(3)
+    registry = registry_of(3)
     seen, unseen, live = Trainer("seen"), Trainer("unseen"), Trainer("live")
     enter(registry, live)
     registry.put_away(seen.id, 5, 1)
@@ -99,7 +106,7 @@ def test_an_ended_stream_is_forgotten_once_its_ring_has_gone() -> None:
 
 
 def test_what_is_saved_comes_back() -> None:
-    registry, trainer, over = Registry(3), Trainer(), Trainer("over")
+    registry, trainer, over = registry_of(3), Trainer(), Trainer("over")
     enter(registry, trainer)
     registry.put_away(over.id, 5, 1)
     run = registry.runs[trainer.run.run_id]
@@ -109,7 +116,7 @@ def test_what_is_saved_comes_back() -> None:
     member.process = m.Process(7, "here", "9", "boot")
     saved = registry.saved()
 
-    again = Registry(3)
+    again = registry_of(3)
     assert [again.restore_run(saved_run) for saved_run in saved.runs] == [True]
     for stream in saved.streams:
         if stream.run_id is None:
@@ -121,7 +128,7 @@ def test_what_is_saved_comes_back() -> None:
 
 
 def test_a_saved_run_that_is_known_gives_its_name() -> None:
-    registry, trainer = Registry(3), Trainer()
+    registry, trainer = registry_of(3), Trainer()
     enter(registry, trainer)
     assert not registry.restore_run(state.SavedRun(trainer.run, "new", "/new", 4, {}))
     run = registry.runs[trainer.run.run_id]
@@ -129,7 +136,7 @@ def test_a_saved_run_that_is_known_gives_its_name() -> None:
 
 
 def test_some_runs_are_saved_with_their_own_streams_alone() -> None:
-    registry, one, two = Registry(3), Trainer("one"), Trainer("two")
+    registry, one, two = registry_of(3), Trainer("one"), Trainer("two")
     staged = Trainer("staged")
     enter(registry, one)
     enter(registry, two)

@@ -36,6 +36,7 @@ SAVED = state.Saved(
         ),
         state.SavedStream(OTHER, 0, 0, {}, None, False, False, False),
     ),
+    (("/exps/größe", 4), ("/exps/other", None)),
 )
 
 
@@ -50,10 +51,14 @@ def test_nothing_comes_back_equal() -> None:
     assert state.decode(wire.split_record(state.encode(nothing))[0]) == nothing
 
 
+def test_one_of_an_earlier_release_has_no_groups() -> None:
+    assert state.decode(["state", {"runs": [], "streams": []}]) == state.Saved((), ())
+
+
 def test_any_msgpack_decoder_reads_it() -> None:
     name, content = msgpack.unpackb(state.encode(SAVED))
     assert name == state.NAME
-    assert set(content) == {"runs", "streams"}
+    assert set(content) == {"runs", "streams", "groups"}
 
 
 def test_it_is_told_from_a_client_s_data() -> None:
@@ -69,6 +74,9 @@ def test_it_is_told_from_a_client_s_data() -> None:
         ["state", 3],
         ["state", {}],
         ["state", {"runs": [], "streams": 1}],
+        ["state", []],
+        ["state", {"runs": [], "streams": [], "groups": 1}],
+        ["state", {"runs": [], "streams": [], "groups": [["/exps"]]}],
         ["state", {"runs": [[wire.encode_record(RUN), "s", "p", 0]], "streams": []}],
         ["state", {"runs": [[b"", "s", "p", 0, {}]], "streams": []}],
         ["state", {"runs": [[wire.encode_record(m.End()), "s", "p", 0, {}]], "streams": []}],

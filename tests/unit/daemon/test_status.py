@@ -14,17 +14,17 @@ from mle_daemon.events import Report
 from tests.daemon_rig import ANNA, Rig, Trainer, make_run
 
 
-def reported(runs: list[Report]) -> dict[str, Any]:
+def reported(runs: list[Report], groups: list[Report] | None = None) -> dict[str, Any]:
     return status.report(
         pid=1, endpoint="ipc:///x", root="/exps", uptime_s=1.23456, version="0.1",
-        degraded="disk full", runs=runs,
+        degraded="disk full", runs=runs, groups=groups or [],
     )  # fmt: skip
 
 
 def test_its_parts() -> None:
     assert reported([]) == {
         "pid": 1, "endpoint": "ipc:///x", "root": "/exps", "uptime_s": 1.235, "version": "0.1",
-        "degraded": "disk full", "runs": [],
+        "degraded": "disk full", "runs": [], "groups": [],
     }  # fmt: skip
 
 
@@ -38,6 +38,11 @@ def test_runs_are_ordered_by_folder_and_seed() -> None:
     ]  # fmt: skip
 
 
+def test_groups_are_ordered_by_folder() -> None:
+    groups = [{"directory": folder} for folder in ("/b", "/a")]
+    assert reported([], groups)["groups"] == [{"directory": "/a"}, {"directory": "/b"}]
+
+
 def test_it_fits_the_wire_and_json_with_real_runs() -> None:
     rig = Rig()
     for name in ("going on", "finished"):
@@ -45,7 +50,7 @@ def test_it_fits_the_wire_and_json_with_real_runs() -> None:
     trainer = Trainer("finished", make_run("finished", "finished")).log(1).end()
     rig.take(ANNA, trainer.data())
     rig.settle()
-    report = reported(rig.core.reports(rig.now))
+    report = reported(rig.core.reports(rig.now), rig.core.group_reports())
     assert [(run["seed_id"], run["state"]) for run in report["runs"]] == [
         ("finished", "finished"), ("going on", "running")
     ]  # fmt: skip

@@ -810,13 +810,15 @@ def test_logs_put_aside_in_the_same_second_do_not_replace_each_other(log: Log) -
     assert sorted(path.read_bytes() for path in kept) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_overwriting_removes_the_seeds_log_and_the_merged_one(log: Log) -> None:
+def test_overwriting_removes_the_seeds_log_and_leaves_the_merged_one_to_the_others(
+    log: Log,
+) -> None:
     log.publish(some_blocks(3))
     merged = Path(layout.merged_log_path(log.run.directory))
     merged.write_bytes(b"merged")
     other = Log(log.store.root, run_id=m.RunId(bytes(16)), overwrite=True)
     assert other.open() == (None, "")
-    assert os.listdir(os.path.dirname(log.path)) == []
+    assert os.listdir(os.path.dirname(log.path)) == [merged.name]
 
 
 def outside_of(root: Path) -> str:

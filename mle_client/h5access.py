@@ -1,0 +1,155 @@
+"""How HDF5 files are opened and begun, and what is in a group: what several modules need of HDF5.
+
+Files of ours are such that HDF5 1.10 and later read them.  It knows nothing of logs.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from h5py import h5a, h5f, h5g, h5o, h5p, h5s
+
+from mle_client.errors import LogDamaged, LogNotFound
+
+Id: TypeAlias = Any  # of a file, group or dataset in HDF5's own interface; h5py has no types
+
+# What HDF5 and h5py raise where a file is damaged, or no log.
+UNREADABLE: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
+ADVICE: Final = "restore it from a copy, or move it out of the folder"
+_IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
+
+_image_numbers = itertools.count()  # HDF5 takes two images of one name for one file
+
+
+def access(image: bytes | None = None) -> Id:
+    """How files are opened: to be written in the format that HDF5 1.10 and older read, too.
+
+    Args:
+        image: of a file in memory; b"" for an empty one, None for a file on disk.
+    """
+    properties = h5p.create(h5p.FILE_ACCESS)
+    properties.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_V110)
+    properties.set_fclose_degree(h5f.CLOSE_STRONG)
+    if image is not None:
+        properties.set_fapl_core(_IMAGE_STEP, False)
+    if image:
+        properties.set_file_image(image)
+    return properties
+
+
+@functools.cache
+def empty_image() -> bytes:
+    """The bytes of a file with nothing in it."""
+    file = h5f.create(image_name(), h5f.ACC_TRUNC, fapl=access(b""))
+    try:
+        return image_of(file)
+    finally:
+        file.close()
+
+
+def image_of(file: Id) -> bytes:
+    """The bytes of a file in memory."""
+    h5f.flush(file)
+    image: bytes = file.get_file_image()
+    return image
+
+
+def image_name() -> bytes:
+    """A name for a file in memory."""
+    return b"image-%d" % next(_image_numbers)
+
+
+def encoded(name: str) -> bytes:
+    """A path, or the name of a group or dataset, as HDF5 takes it."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+# --- reading --------------------------------------------------------------------------------------
+@contextmanager
+def reading(path: str) -> Iterator[tuple[Id, int]]:
+    """A file to read, and a descriptor of it.
+
+    Raises:
+        LogNotFound: it is not there.
+        LogDamaged: it is no HDF5 file, or no longer.
+        OSError: the system refuses to open it.
+    """
+    with ExitStack() as stack:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            # By its descriptor: the name may lead to another file by now.
+            file = _open(f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else path)
+        except FileNotFoundError as error:
+            raise LogNotFound(path, "there is no such file") from error
+        except OSError as error:
+            if error.errno:
+                raise
+            raise LogDamaged(path, f"not a readable HDF5 file ({error}); {ADVICE}") from error
+        stack.callback(file.close)
+        try:
+            yield file, fd
+        except LogDamaged:
+            raise
+        except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise LogDamaged(path, f"it cannot be read: {error}; {ADVICE}") from error
+
+
+def _open(name: str) -> Id:
+    """A published file never changes, so a lock that cannot be had is no reason to give up."""
+    properties = access()
+    try:
+        return h5f.open(encoded(name), h5f.ACC_RDONLY, properties)
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+        properties.set_file_locking(False, True)
+        return h5f.open(encoded(name), h5f.ACC_RDONLY, properties)
+
+
+def datasets(group: Id, prefix: str = "") -> Iterator[tuple[str, Id]]:
+    """All datasets below a group by their paths, but for empty ones."""
+    for name in group:
+        child, path = h5o.open(group, name), prefix + name.decode("utf-8", "surrogateescape")
+        if isinstance(child, h5g.GroupID):
+            yield from datasets(child, f"{path}/")
+        elif child.shape:
+            yield path, child
+
+
+def attribute(holder: Id, name: str) -> Any:
+    """The value of an attribute, a text as bytes; None if there is none.
+
+    h5py's own `attrs` takes four times as long, and a merge asks thousands of times.
+    """
+    key = name.encode()
+    if not h5a.exists(holder, key):
+        return None
+    stored = h5a.open(holder, key)
+    value = np.empty(stored.shape, stored.dtype)
+    stored.read(value)
+    return value[()]
+
+
+def first_value(dataset: Id) -> Any:
+    """The first value of a dataset; None if it has none."""
+    if dataset.shape is None or 0 in dataset.shape:
+        return None
+    values = np.empty(dataset.shape, dataset.dtype)
+    dataset.read(h5s.ALL, h5s.ALL, values)
+    return values.reshape(-1)[0]
+
+
+def text_of(value: Any) -> str | None:
+    """A stored text; None of None."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return None if value is None else str(value)

@@ -1,0 +1,271 @@
+"""When the seeds of a configuration are merged, and what is known of each configuration.
+
+Pure.  A *group* is the runs that log to one folder.  How many of its seeds have ended is not only
+counted here: seeds may have run under earlier daemons, so the merge itself looks at the files, and
+answers that there are too few.  A group is *pending* from the end of a run until a merge has looked
+at it; the journal keeps that, so that a kill in between postpones the merge and does not lose it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from mle_daemon import events as e
+from mle_daemon.config import EVERY, OFF, DaemonConfig
+
+# After a merge that failed for want of room, say: long enough not to fill the log.
+RETRY_AFTER_S: Final = 60.0
+# Fewer seeds than these are not worth a merge, unless they are known to be all.
+_SEVERAL: Final = 2
+
+_NEVER: Final = float("inf")
+
+WAITING, MERGING, MERGED = "waiting", "merging", "merged"
+INCOMPLETE, SINGLE, FAILED = "incomplete", "single", "failed"
+
+
+@dataclass(slots=True)
+class Group:
+    """One configuration.
+
+    Args:
+        expected: how many seeds it has, None where nobody said.
+        running: live runs.
+        ended: {seed: state} of the runs that have ended here.
+        merged: seeds in the merged file.
+        pending: a run has ended that no merge has looked at.
+        quiet_since: when the last run began or ended; None until the time is known.
+        outcome: of the last look, one of the words above; "" before the first.
+        why: what went wrong.
+        retry_at: not before that time, after a failure.
+    """
+
+    expected: int | None = None
+    running: int = 0
+    ended: dict[str, str] = field(default_factory=dict)
+    merged: int = 0
+    pending: bool = False
+    merging: bool = False
+    quiet_since: float | None = None
+    outcome: str = ""
+    why: str = ""
+    retry_at: float = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left that would change its merged file."""
+        return not (self.running or self.pending or self.merging)
+
+    @property
+    def state(self) -> str:
+        """In one word, for the status report."""
+        if self.merging:
+            return MERGING
+        return WAITING if self.pending and self.outcome != FAILED else self.outcome or WAITING
+
+
+class Groups:
+    """All groups that a daemon has met.
+
+    Args:
+        config: when to merge.
+    """
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self._config = config
+        self._groups: OrderedDict[str, Group] = OrderedDict()
+        self._pending: dict[str, Group] = {}
+        self._last_round: float | None = None  # of merging every so often
+        # By folder of configurations: whose meta log is behind, of these the ones to look at
+        # again since something has changed in them, and whose meta log is being written.
+        self._behind: set[str] = set()
+        self._changed: set[str] = set()
+        self._refreshing: set[str] = set()
+
+    # --- told ---------------------------------------------------------------------------------
+    def began(self, directory: str, expected: int | None) -> None:
+        """A run of a group is here."""
+        group = self._touch(directory, expected)
+        group.running += 1
+
+    def ended(self, directory: str, seed_id: str, state: str) -> None:
+        """A run of a group has ended, and its log has its final form."""
+        group = self.left(directory)
+        group.ended[seed_id] = state
+        group.retry_at = 0.0
+        self._want(directory, group)
+        self._forget_old()
+
+    def left(self, directory: str) -> Group:
+        """A run of a group turned out to be none."""
+        group = self._touch(directory, None)
+        group.running = max(0, group.running - 1)
+        self._changed.add(posixpath.dirname(directory))
+        return group
+
+    def restore(self, directory: str, expected: int | None) -> None:
+        """A group was pending when an earlier daemon was killed or stopped."""
+        self._want(directory, self._touch(directory, expected))
+
+    def _want(self, directory: str, group: Group) -> None:
+        if self._config.merge != OFF:
+            group.pending = True
+            self._pending[directory] = group
+
+    def _touch(self, directory: str, expected: int | None) -> Group:
+        group = self._groups.setdefault(directory, Group())
+        self._groups.move_to_end(directory)
+        if expected is not None:
+            group.expected = max(expected, group.expected or 0)
+        group.quiet_since = None
+        return group
+
+    def _forget_old(self) -> None:
+        """Keep what the status report lists of groups that nothing more is to be done for."""
+        surplus = len(self._groups) - self._config.recent_runs
+        settled = [name for name, group in self._groups.items() if group.settled]
+        for name in settled[: max(0, surplus)]:
+            del self._groups[name]
+
+    # --- due ----------------------------------------------------------------------------------
+    def due(self, now: float, *, leaving: bool) -> list[e.MergeGroup | e.RefreshMeta]:
+        """What is to be merged now.
+
+        Args:
+            leaving: the daemon is about to leave: no further run is waited for.
+        """
+        jobs: list[e.MergeGroup | e.RefreshMeta] = []
+        for directory, group in list(self._pending.items()):
+            if group.quiet_since is None:
+                group.quiet_since = now
+            if self._due_at(group, leaving) <= now:
+                del self._pending[directory]
+                group.pending, group.merging, group.why = False, True, ""
+                jobs.append(
+                    e.MergeGroup(directory, self._at_least(group), self._config.keep_seed_logs)
+                )
+        if jobs:
+            self._last_round = now
+        for folder in sorted(self._behind & self._changed - self._refreshing):
+            if self._is_final(folder):
+                self._behind.discard(folder)
+                self._refreshing.add(folder)
+                jobs.append(e.RefreshMeta(folder))
+        self._changed.clear()
+        return jobs
+
+    def next_due(self) -> float:
+        """When the next merge is due; infinity if none is."""
+        return min((self._due_at(group, False) for group in self._pending.values()), default=_NEVER)
+
+    def _due_at(self, group: Group, leaving: bool) -> float:
+        if group.merging:
+            return _NEVER
+        if self._config.merge == EVERY and not leaving:
+            return max(self._round_at(), group.retry_at)
+        if group.expected is not None and len(group.ended) >= group.expected:
+            return group.retry_at
+        if group.running:
+            return _NEVER
+        if group.expected is not None or leaving:
+            return group.retry_at
+        quiet = group.quiet_since
+        return _NEVER if quiet is None else max(quiet + self._config.merge_settle_s, group.retry_at)
+
+    def _round_at(self) -> float:
+        if self._last_round is None:
+            return 0.0
+        return self._last_round + self._config.merge_every_s
+
+    def _at_least(self, group: Group) -> int:
+        """How many seeds must have ended for a merge."""
+        if group.expected is None:
+            return _SEVERAL
+        return 1 if self._config.merge == EVERY else group.expected
+
+    def _is_final(self, folder: str) -> bool:
+        """Whether every configuration that is known in a folder has its final merged file."""
+        return all(
+            group.settled and group.outcome in (MERGED, SINGLE)
+            for directory, group in self._groups.items()
+            if posixpath.dirname(directory) == folder
+        )
+
+    # --- done ---------------------------------------------------------------------------------
+    def merged(self, event: e.GroupMerged) -> None:
+        """A group is merged, as far as its seeds have ended."""
+        group = self._looked_at(event.directory)
+        group.merged = event.seeds
+        group.outcome, group.why = (FAILED if event.why else MERGED), event.why
+        self._fall_behind(event.directory)
+
+    def not_merged(self, event: e.GroupNotMerged, now: float) -> None:
+        """A group is not merged."""
+        group = self._looked_at(event.directory)
+        if event.too_few:
+            group.outcome = INCOMPLETE if group.expected is not None else SINGLE
+            if group.outcome == SINGLE:
+                self._fall_behind(event.directory)
+            return
+        group.outcome, group.why = FAILED, event.error
+        if event.retry:
+            group.retry_at = now + RETRY_AFTER_S
+            self._want(event.directory, group)
+
+    def refreshed(self, folder: str) -> None:
+        """A meta log is written, or cannot be."""
+        self._refreshing.discard(folder)
+        self._changed.add(folder)  # something may have been merged meanwhile
+
+    def _looked_at(self, directory: str) -> Group:
+        group = self._groups.setdefault(directory, Group())
+        group.merging = False
+        self._changed.add(posixpath.dirname(directory))
+        return group
+
+    def _fall_behind(self, directory: str) -> None:
+        folder = posixpath.dirname(directory)
+        if directory != self._config.root and f"{folder}/".startswith(self._config.root + "/"):
+            self._behind.add(folder)
+
+    # --- looking ------------------------------------------------------------------------------
+    @property
+    def at_work(self) -> bool:
+        """Whether something is being merged."""
+        return bool(self._refreshing) or any(group.merging for group in self._groups.values())
+
+    def at_rest(self, *, leaving: bool) -> bool:
+        """Whether nothing is to be merged now or soon.  Args: leaving: as of `due`."""
+        return not (self.at_work or self._changed & self._behind) and all(
+            group.outcome == FAILED or (leaving and self._due_at(group, leaving) == _NEVER)
+            for group in self._pending.values()
+        )
+
+    def pending(self) -> dict[str, int | None]:
+        """What the journal keeps of the groups that are to be merged: {directory: expected}."""
+        return {
+            directory: group.expected
+            for directory, group in self._groups.items()
+            if group.pending or group.merging
+        }
+
+    def reports(self) -> list[e.Report]:
+        """The groups' part of a status report."""
+        return [self._report(*each) for each in self._groups.items()]
+
+    def _report(self, directory: str, group: Group) -> e.Report:
+        states = list(group.ended.values())
+        off = self._config.merge == OFF
+        return {
+            "directory": directory,
+            "expected": group.expected,
+            "running": group.running,
+            "finished": states.count("finished"),
+            "crashed": states.count("crashed"),
+            "merged": group.merged,
+            "state": OFF if off else group.state,
+            "why": group.why,
+        }

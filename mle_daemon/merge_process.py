@@ -1,0 +1,89 @@
+"""What runs in the process that merges: jobs on stdin, what came of them on stdout.
+
+    python -m mle_daemon.merge_process
+
+One JSON object a line.  A job is {"folder": …, "at_least": n, "keep_seed_logs": bool} for the seeds
+of a configuration, or {"configurations_in": …} for the meta log of a folder.  An answer is
+{"seeds": n, "left_out": [why, …]} or {"error": …, "too_few": bool, "retry": bool}.
+
+It asks for as little of the machine as it can, knows nothing of the daemon, and ends with its
+stdin.  It may be killed at any moment: see `mle_client.merged_file`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from mle_client import merge
+from mle_client.errors import MergeFailed, MLEError, TooFewSeeds
+
+_LOWEST: Final = 19  # of nice
+# A meta log is written anew whenever a configuration is merged.  For more than this somebody has to
+# ask: a folder that grows for months would be copied over and over.
+META_LIMIT_BYTES: Final = 2 * 2**30
+_PASSING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ESTALE)
+
+
+def main() -> int:
+    """Answer jobs until there are no more.  Returns: the exit status."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not spoil the answers
+    _step_back()
+    for line in sys.stdin:
+        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+    return 0
+
+
+def _step_back() -> None:
+    """Leave processor and disk to everybody else."""
+    os.nice(_LOWEST)
+    with contextlib.suppress(OSError):  # else sessions share the processor, whatever their nice
+        Path("/proc/self/autogroup").write_text(str(_LOWEST), encoding="ascii")
+    with contextlib.suppress(psutil.Error, OSError, AttributeError):
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _do(job)
+    except TooFewSeeds as error:
+        return {"error": str(error), "too_few": True, "retry": False}
+    except (MLEError, OSError, ValueError) as error:
+        return {"error": str(error), "too_few": False, "retry": _passes(error)}
+    except Exception as error:  # a mistake of ours; the next job may go well
+        return {"error": f"{type(error).__name__}: {error}", "too_few": False, "retry": False}
+
+
+def _do(job: dict[str, Any]) -> dict[str, Any]:
+    if folder := job.get("configurations_in"):
+        configs = merge.configurations_in(folder)
+        files = [file for path in configs.values() for file in merge.log_files(path)]
+        size = sum(os.stat(file).st_size for file in files)
+        if size > META_LIMIT_BYTES:
+            said = f"its logs have {size / 1e9:.1f} GB: `mle-daemon merge` merges so many"
+            raise MergeFailed(folder, said)
+        report = merge.meta_log(folder, configs)
+    else:
+        report = merge.merge_group(
+            job["folder"], at_least=job["at_least"], keep_seed_logs=job["keep_seed_logs"]
+        )
+    left_out = [f"{left.path}: {left.why}" for left in report.left_out]
+    return {"seeds": len(report.seeds), "left_out": left_out}
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether what went wrong may go away by itself."""
+    reason = error.__cause__ if isinstance(error, MergeFailed) else error
+    return isinstance(reason, OSError) and reason.errno in _PASSING
+
+
+if __name__ == "__main__":
+    sys.exit(main())

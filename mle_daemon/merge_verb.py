@@ -1,0 +1,226 @@
+"""`mle-daemon merge`: merges by hand what a daemon merges by itself, and says what came of it.
+
+It works without a daemon, and beside one: folders are locked while they are merged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mle_client import control, merge
+from mle_client.errors import LogNotFound, MLEError, TooFewSeeds
+from mle_client.merged_file import MergeReport
+
+EXIT_FAILED: Final = 1
+EXIT_DAMAGED: Final = 6
+EXIT_PARTIAL: Final = 7
+_BAR_WIDTH: Final = 30
+# A configuration with one seed has nothing to merge, unless somebody names it.
+_SEVERAL: Final = 2
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one folder.
+
+    Args:
+        path: of the folder.
+        report: what was done; None where nothing could be.
+        error: why.
+    """
+
+    path: str
+    report: MergeReport | None = None
+    error: MLEError | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What the user should know."""
+        left_out = self.report.left_out if self.report else ()
+        return (
+            [str(self.error)] if self.error else [f"{each.path}: {each.why}" for each in left_out]
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """Of the table in `docs/cli.md`."""
+        if self.error is not None:
+            return self.error.exit_code
+        left_out = self.report.left_out if self.report else ()
+        if any(each.damaged for each in left_out):
+            return EXIT_DAMAGED
+        return EXIT_PARTIAL if left_out else 0
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        report = self.report or MergeReport("")
+        return {
+            "path": self.path,
+            "merged_into": report.path or None,
+            "seeds": report.seeds,
+            "added": list(report.added),
+            "removed": list(report.removed),
+            "put_aside": list(report.put_aside),
+            "problems": self.problems,
+        }
+
+
+@dataclass(slots=True)
+class _All:
+    """What came of everything."""
+
+    groups: list[Outcome] = field(default_factory=list)
+    meta_logs: list[Outcome] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """The gravest: what failed, then what is damaged, then what is left out."""
+        codes = {each.exit_code for each in (*self.groups, *self.meta_logs)} - {0}
+        return min(codes, default=0)
+
+
+def run(
+    root: str,
+    names: Sequence[str],
+    *,
+    keep_seed_logs: bool,
+    as_json: bool,
+    say: Callable[[object], None],
+) -> int:
+    """Merge the seeds of configurations, then the configurations of each folder.
+
+    Args:
+        root: the folder; an existing one.
+        names: of configurations, relative to the root, or paths; none for all below it.
+        keep_seed_logs: leave the seeds' own logs where they are.
+        as_json: print one line of JSON.
+        say: tells the user what is no data.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LogNotFound: there is no log, or none where a name says so.
+    """
+    groups = [_named(name, root) for name in names] or merge.find_groups(root)
+    if not groups:
+        raise LogNotFound(root, "there is no log in it or below it: nothing to merge")
+    control.publish_before_reading(root)
+    done = _All()
+    at_least = 1 if names else _SEVERAL
+
+    def merge_seeds(folder: str, progress: Progress) -> MergeReport:
+        return merge.merge_group(
+            folder, at_least=at_least, keep_seed_logs=keep_seed_logs, progress=progress
+        )
+
+    def merge_configurations(folder: str, progress: Progress) -> MergeReport:
+        return merge.meta_log(folder, merge.configurations_in(folder), progress)
+
+    with _bar(len(groups)) as show:
+        done.groups += [_outcome(folder, merge_seeds, show) for folder in groups]
+        parents = _parents(done.groups, root)
+        done.meta_logs += [_outcome(folder, merge_configurations, show) for folder in parents]
+    _print(done, root, as_json)
+    for outcome in (*done.groups, *done.meta_logs):
+        for problem in outcome.problems:
+            say(problem)
+    return done.exit_code
+
+
+def _named(name: str, root: str) -> str:
+    """The folder of a configuration."""
+    for path in (os.path.join(root, name), os.path.realpath(name)):
+        if os.path.isdir(path) and merge.log_files(path):
+            return os.path.normpath(path)
+    raise LogNotFound(os.path.join(root, name), "there is no log in its folder logs/")
+
+
+def _outcome(
+    folder: str,
+    work: Callable[[str, Progress], MergeReport],
+    show: Callable[[str], Progress],
+) -> Outcome:
+    try:
+        return Outcome(folder, work(folder, show(folder)))
+    except TooFewSeeds as error:
+        if error.running:
+            return Outcome(folder, error=error)
+        return Outcome(folder, MergeReport(""))  # a single seed is no problem
+    except MLEError as error:
+        return Outcome(folder, error=error)
+
+
+def _parents(groups: Sequence[Outcome], root: str) -> list[str]:
+    """The folders whose configurations are all merged."""
+    failed = {os.path.dirname(each.path) for each in groups if each.error is not None}
+    inside = [os.path.dirname(each.path) for each in groups if each.path != os.path.normpath(root)]
+    return [folder for folder in dict.fromkeys(inside) if folder not in failed]
+
+
+# --- what is printed ------------------------------------------------------------------------------
+def _print(done: _All, root: str, as_json: bool) -> None:
+    if as_json:
+        plain = {
+            "groups": [each.to_plain() for each in done.groups],
+            "meta_logs": [each.to_plain() for each in done.meta_logs],
+        }
+        print(json.dumps(plain))
+        return
+    for each in done.groups:
+        print(f"{os.path.relpath(each.path, root)}: {_said(each, 'seed')}")
+    for each in done.meta_logs:
+        if each.report is not None:
+            print(f"{os.path.relpath(each.report.path, root)}: {_said(each, 'run')}")
+
+
+def _said(outcome: Outcome, noun: str) -> str:
+    report = outcome.report
+    if report is None:
+        return "not merged"
+    if not report.path:
+        return "one seed: nothing to merge"
+    crashed = sum(state == "crashed" for state in report.seeds.values())
+    parts = [f"{len(report.seeds)} {noun}{'s' if len(report.seeds) != 1 else ''}"]
+    if crashed:
+        parts.append(f"{crashed} of them crashed")
+    parts.append(f"{len(report.added)} added" if report.added else "nothing new")
+    if report.left_out:
+        parts.append(f"{len(report.left_out)} left out")
+    return ", ".join(parts)
+
+
+@contextmanager
+def _bar(count: int) -> Iterator[Callable[[str], Progress]]:
+    """A bar on the terminal, if stderr is one."""
+    if not sys.stderr.isatty():
+        yield lambda folder: lambda done, total: None
+        return
+    begun = -1
+
+    def show(folder: str) -> Progress:
+        nonlocal begun
+        begun += 1
+        name = os.path.basename(os.path.normpath(folder))
+
+        def progress(done: int, total: int) -> None:
+            share = min(1.0, (begun + done / max(1, total)) / count)
+            filled = int(_BAR_WIDTH * share)
+            bar = "█" * filled + "·" * (_BAR_WIDTH - filled)
+            print(f"\r\x1b[2K{bar} {share:4.0%}  {name}", end="", file=sys.stderr, flush=True)
+
+        progress(0, 1)
+        return progress
+
+    try:
+        yield show
+    finally:
+        print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""Has logs merged by a process of its own, so that neither the loop nor the writer waits for it.
+
+One process does one job after another.  It is started when there is one, and ended when there has
+been none for a while.  It may be killed at any moment; then the job counts as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import IO, Any, Final
+
+from mle_client import discovery
+from mle_daemon import events as e
+
+_REST_S: Final = 10.0  # without a job; a new process takes some 0.2 s of processor time
+_THREAD_NAME: Final = "mle-merger"
+_LAST_WORDS_BYTES: Final = 4_096
+
+Job = e.MergeGroup | e.RefreshMeta
+
+
+class Merger:
+    """Carries out `MergeGroup` and `RefreshMeta`.
+
+    Args:
+        on_outcome: called by another thread with what came of each job.
+    """
+
+    def __init__(self, on_outcome: Callable[[e.Event], None]) -> None:
+        self._on_outcome = on_outcome
+        self._jobs: queue.Queue[Job | None] = queue.Queue()
+        self._lock = threading.Lock()  # of the process and of `_stopped`
+        self._process: subprocess.Popen[str] | None = None
+        self._said: IO[bytes] | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=_THREAD_NAME)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Have a job done."""
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        """End the process at once, also within a job, and the thread."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.kill()
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                self._on_outcome(self._do(job))
+        finally:
+            self._end()
+
+    def _next(self) -> Job | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=_REST_S if self._process else None)
+            except queue.Empty:
+                self._end()
+
+    def _do(self, job: Job) -> e.Event:
+        """The outcome of a job."""
+        try:
+            answer = self._ask(_plain(job))
+        except (OSError, ValueError) as error:
+            self._end()
+            answer = {"error": f"the merging process does not run: {error}", "retry": True}
+        return _outcome(job, answer)
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            if self._stopped:
+                return {"error": "the daemon leaves", "retry": True}
+            process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise OSError(f"it ended within the merge: {self._last_words()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # read when the process has ended
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "mle_daemon.merge_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=discovery.python_environment(),
+            start_new_session=True,  # a signal to the daemon's terminal is not meant for it
+            text=True,
+            encoding="utf-8",
+        )
+
+    def _last_words(self) -> str:
+        assert self._said is not None
+        self._said.seek(0)
+        return discovery.last_words(self._said.read()[-_LAST_WORDS_BYTES:])
+
+    def _end(self) -> None:
+        """End the process, if there is one; nothing waits for it."""
+        with self._lock:
+            process, self._process = self._process, None
+            said, self._said = self._said, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+        if said is not None:
+            said.close()
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    """A job as `merge_process` takes it."""
+    match job:
+        case e.RefreshMeta(folder):
+            return {"configurations_in": folder}
+        case e.MergeGroup(directory, at_least, keep_seed_logs):
+            return {"folder": directory, "at_least": at_least, "keep_seed_logs": keep_seed_logs}
+
+
+def _outcome(job: Job, answer: dict[str, Any]) -> e.Event:
+    error = answer.get("error", "")
+    match job:
+        case e.RefreshMeta(folder):
+            return e.MetaRefreshed(folder, error or "; ".join(answer["left_out"]))
+        case e.MergeGroup(directory):
+            if not error:
+                return e.GroupMerged(directory, answer["seeds"], "; ".join(answer["left_out"]))
+            too_few = bool(answer.get("too_few"))
+            return e.GroupNotMerged(directory, error, too_few, bool(answer.get("retry")))
