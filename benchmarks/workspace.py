@@ -25,7 +25,9 @@ import psutil
 from mle_client import MLELogger, discovery, layout, runtime
 
 # Of the caller's shell: they would send what we log to another daemon, or make every save wait.
-_FOREIGN_SETTINGS: Final = ("MLE_DAEMON", "MLE_SYNC", "NOTIFY_SOCKET")
+_FOREIGN_SETTINGS: Final = (
+    *("MLE_DAEMON", "MLE_SYNC", "MLE_MERGE", "MLE_KEEP_SEED_LOGS", "NOTIFY_SOCKET"),
+)
 _STOP_TIMEOUT_S: Final = 120.0
 _CPU_CLOCK: Final = 2  # Linux: CPUCLOCK_SCHED, the CPU time of all threads of a process
 
@@ -39,12 +41,18 @@ def cpu_s(pid: int) -> float:
 
 
 class Workspace:
-    """A root with a daemon.  Args: root: its folder, empty."""
+    """A root with a daemon.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: its folder.
+        options: of the command line.  Without any it merges nothing: the logs of seeds stay.
+    """
+
+    def __init__(self, root: Path, *options: str) -> None:
         self.root = root
+        words = ("start", "--root", str(root), "--foreground", "--json")
         self._daemon = subprocess.Popen(
-            discovery.python_command("start", "--root", str(root), "--foreground", "--json"),
+            discovery.python_command(*words, *(options or ("--merge", "off"))),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=discovery.python_environment(),

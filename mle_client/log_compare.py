@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import h5py
@@ -19,6 +21,7 @@ from mle_client.h5access import Id, attribute, datasets, encoded, reading, text_
 from mle_client.seed_groups import Copy
 
 _BLOCK_BYTES: Final = 2**18  # compared at once; fits the processor's cache
+_FILES_AT_ONCE: Final = 2  # whose bytes wait to be compared
 
 
 def differences(copies: Iterable[Copy], path: str) -> list[str]:
@@ -34,23 +37,46 @@ def differences(copies: Iterable[Copy], path: str) -> list[str]:
         OSError: a file cannot be read.
     """
     found: list[str] = []
-    with reading(path) as (new, new_fd):
+    with reading(path) as (new, new_fd), ThreadPoolExecutor(1, "mle-merge-compare") as reader:
+        bytes_compared: deque[Future[list[str]]] = deque()
         for source, group in itertools.groupby(copies, lambda copy: copy.source):
             with reading(source) as (old, old_fd):
-                pair = _Pair(old_fd, new_fd, found)
+                pair = _Pair(found)
                 for copy in group:
                     here, there = h5g.open(old, encoded(copy.group)), encoded(copy.name)
                     pair.compare_groups(here, h5g.open(new, there), copy.name)
+                # While HDF5 looks at the next source; the system's calls leave Python alone.
+                bytes_compared.append(
+                    reader.submit(_different_bytes, os.dup(old_fd), new_fd, pair.places)
+                )
+            if len(bytes_compared) > _FILES_AT_ONCE:
+                found += bytes_compared.popleft().result()
+        while bytes_compared:
+            found += bytes_compared.popleft().result()
     return found
 
 
-class _Pair:
-    """Two files being compared.  Args: old, new: descriptors of them; found: what differs."""
+class _Place(NamedTuple):
+    """Where a chunk lies in its file, in bytes."""
 
-    def __init__(self, old: int, new: int, found: list[str]) -> None:
-        self._files = old, new
+    offset: int
+    size: int
+    filter_mask: int
+
+
+class _Pair:
+    """Groups of two files being compared, but for the bytes of their datasets.
+
+    Args:
+        found: takes the paths of what differs.
+
+    Attributes:
+        places: path of a dataset, and where a piece of it lies in either file.
+    """
+
+    def __init__(self, found: list[str]) -> None:
+        self.places: list[tuple[str, _Place, _Place]] = []
         self._found = found
-        self._buffers = np.empty((2, _BLOCK_BYTES), np.uint8)
 
     def compare_groups(self, old: Id, new: Id, path: str) -> None:
         """Compare two groups and all in them."""
@@ -59,13 +85,14 @@ class _Pair:
         names, copied = set(old), set(new)
         self._found.extend(_inside(path, name) for name in names ^ copied)
         for name in names & copied:
-            one, other = h5o.open(old, name), h5o.open(new, name)
+            one, other, where = h5o.open(old, name), h5o.open(new, name), _inside(path, name)
             if isinstance(one, h5g.GroupID) and isinstance(other, h5g.GroupID):
-                self.compare_groups(one, other, _inside(path, name))
-            elif type(one) is not type(other) or not self._same_dataset(one, other):
-                self._found.append(_inside(path, name))
+                self.compare_groups(one, other, where)
+            elif type(one) is not type(other) or not self._alike(one, other, where):
+                self._found.append(where)
 
-    def _same_dataset(self, one: Id, other: Id) -> bool:
+    def _alike(self, one: Id, other: Id, path: str) -> bool:
+        """Whether two datasets have the same form; and values, where these have no places."""
         kind = one.get_type()
         if one.shape != other.shape or kind != other.get_type():
             return False
@@ -79,23 +106,39 @@ class _Pair:
         if places is None:
             return _same_values(one, other)
         copied = _places(other, storage)
-        return (
-            copied is not None
-            and places.keys() == copied.keys()
-            and all(self._same_bytes(places[at], copied[at]) for at in places)
-        )
-
-    def _same_bytes(self, one: _Place, other: _Place) -> bool:
-        if (one.size, one.filter_mask) != (other.size, other.filter_mask):
+        if copied is None or places.keys() != copied.keys():
             return False
-        for done in range(0, one.size, _BLOCK_BYTES):
-            parts = self._buffers[:, : min(_BLOCK_BYTES, one.size - done)]
-            for part, fd, place in zip(parts, self._files, (one, other), strict=True):
-                if os.preadv(fd, [part], place.offset + done) != len(part):
-                    return False
-            if not np.array_equal(*parts):
-                return False
+        self.places += [(path, place, copied[at]) for at, place in places.items()]
         return True
+
+
+def _different_bytes(old: int, new: int, places: list[tuple[str, _Place, _Place]]) -> list[str]:
+    """The paths of datasets whose bytes differ.
+
+    Args:
+        old: descriptor of one file; it is closed.
+        new: descriptor of the other.
+    """
+    try:
+        buffers = np.empty((2, _BLOCK_BYTES), np.uint8)
+        different = {path for path, *pair in places if not _same_bytes((old, new), pair, buffers)}
+    finally:
+        os.close(old)
+    return sorted(different)
+
+
+def _same_bytes(files: tuple[int, int], places: Sequence[_Place], buffers: Any) -> bool:
+    one, other = places
+    if (one.size, one.filter_mask) != (other.size, other.filter_mask):
+        return False
+    for done in range(0, one.size, _BLOCK_BYTES):
+        parts = buffers[:, : min(_BLOCK_BYTES, one.size - done)]
+        for part, fd, place in zip(parts, files, places, strict=True):
+            if os.preadv(fd, [part], place.offset + done) != len(part):
+                return False
+        if not np.array_equal(*parts):
+            return False
+    return True
 
 
 def _inside(path: str, name: bytes) -> str:
@@ -169,14 +212,6 @@ def _are_equal(one: Any, other: Any) -> bool:
         texts = ([text_of(each) for each in array.ravel().tolist()] for array in (a, b))
         return a.shape == b.shape and next(texts) == next(texts)
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
-
-
-class _Place(NamedTuple):
-    """Where a chunk lies in its file, in bytes."""
-
-    offset: int
-    size: int
-    filter_mask: int
 
 
 def _places(dataset: Id, storage: Id) -> dict[tuple[int, ...], _Place] | None:
