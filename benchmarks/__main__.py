@@ -9,11 +9,19 @@ import argparse
 import sys
 from typing import Any, Final
 
-from benchmarks import checkpoint, end_to_end, growth, harness, merging, update_cost
+from benchmarks import (
+    checkpoint,
+    end_to_end,
+    growth,
+    harness,
+    merge_beside,
+    merging,
+    update_cost,
+)
 
 # A benchmark is a module with NAME, SIZES and run(size) -> Result.
 BENCHMARKS: Final[dict[str, Any]] = {
-    each.NAME: each for each in (update_cost, growth, end_to_end, checkpoint, merging)
+    each.NAME: each for each in (update_cost, growth, end_to_end, checkpoint, merging, merge_beside)
 }
 
 

@@ -82,6 +82,7 @@ def run(size: Size) -> Result:
         for seed in range(max(size.seeds)):
             log_seed(space.logger("run", seed), seed, size.ticks)
         space.stop()
+        _import_peer()
         logs = [space.log_file("run", seed) for seed in range(max(size.seeds))]
         for count in size.seeds:
             harness.tell(f"{NAME}: {count} seeds")
@@ -163,6 +164,11 @@ def _peer(sources: list[Path], folder: Path) -> None:
     from mle_logging.merge.merge_hdf5 import merge_hdf5_files
 
     merge_hdf5_files(str(folder / "log.hdf5"), [str(path) for path in sources])
+
+
+def _import_peer() -> None:
+    """Importing it takes longer than merging."""
+    import mle_logging.merge.merge_hdf5  # noqa: F401
 
 
 def _ours(sources: list[Path], folder: Path) -> None:

@@ -100,6 +100,13 @@ class Workspace:
             raise RuntimeError(f"the daemon ended with {self._daemon.returncode}: see {self.root}")
         return used.ru_utime + used.ru_stime
 
+    def kill(self) -> None:
+        """Kill the daemon, which leaves what it has in its journal."""
+        self._daemon.kill()
+        self._daemon.wait()
+        assert self._daemon.stdout is not None
+        self._daemon.stdout.close()
+
     @property
     def running(self) -> bool:
         """Whether the daemon was not stopped yet."""
