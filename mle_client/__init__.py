@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mle_client.logger import Report as Report
     from mle_client.metalog import MetaLog as MetaLog
     from mle_client.models import load_model as load_model
+    from mle_client.plot import visualize_1D_lcurves as visualize_1D_lcurves
     from mle_client.rules import EveryK as EveryK
     from mle_client.rules import KeepPeriod as KeepPeriod
     from mle_client.rules import LatestN as LatestN
@@ -37,6 +38,7 @@ _HOME = {
     "load_log": "load",
     "load_meta_log": "load",
     "load_model": "models",
+    "visualize_1D_lcurves": "plot",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "load_log",
     "load_meta_log",
     "load_model",
+    "visualize_1D_lcurves",
 ]
 
 

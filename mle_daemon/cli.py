@@ -1,4 +1,4 @@
-"""The command line: `mle-daemon start | status | stop`.
+"""The command line: `mle-daemon start | status | stop | plot`.
 
 Data go to stdout, messages to stderr; the exit codes are those of `mle_client.errors`, listed with
 everything else in `docs/cli.md`.
@@ -11,13 +11,14 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
 from mle_client import layout
 from mle_client.endpoint import Endpoint
 from mle_client.errors import DaemonStartFailed, LogNotFound, MLEError
-from mle_daemon import __version__, launch
+from mle_daemon import __version__, launch, plot
 from mle_daemon.config import DaemonConfig, checked_endpoint
 from mle_daemon.launch import say
 
@@ -39,6 +40,11 @@ _EXAMPLES: Final = {
         "mle-daemon status --root exp/ --json | jq '.runs[] | select(.state == \"crashed\")'"
     ),
     "stop": "mle-daemon stop --root exp/\nmle-daemon stop --root exp/ --timeout 300",
+    "plot": (
+        "mle-daemon plot --root exp/ test_loss              every configuration below exp/\n"
+        "mle-daemon plot --root exp/ test_loss --runs lr_0.1 lr_0.5 --band p10-90 --smooth 20\n"
+        "mle-daemon plot --root exp/ test_loss --x num_steps -o loss.pdf"
+    ),
 }
 
 
@@ -57,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.version:
             code = _version(options)
         elif options.verb is None:
-            parser.error("say what to do: start, status or stop")
+            parser.error("say what to do: start, status, stop or plot")
         else:
-            code = {"start": _start, "status": _status, "stop": _stop}[options.verb](options)
+            verbs = {"start": _start, "status": _status, "stop": _stop, "plot": _plot}
+            code = verbs[options.verb](options)
         sys.stdout.flush()
         return code
     except DaemonStartFailed as error:
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `| head` has seen enough; Python must not complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         say(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -114,6 +121,21 @@ def _stop(options: argparse.Namespace) -> int:
         )
         return EXIT_PARTIAL
     say(f"stopped; everything under {root} is on disk")
+    return EXIT_OK
+
+
+def _plot(options: argparse.Namespace) -> int:
+    picture = plot.picture_of(options, _existing(options.root))
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("ignore")  # such as a library's about another's future
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            path = plot.draw(picture)
+        finally:
+            for remark in remarks:
+                say(remark.message)
+    print(json.dumps({"path": path}) if options.json else path)
     return EXIT_OK
 
 
@@ -267,11 +289,17 @@ def _parser() -> argparse.ArgumentParser:
 
     stop = _add_verb(verbs, "stop", "write everything out and end the daemon of a root")
     _add_timeout(stop, 60.0, "to wait until it is gone")
+
+    summary = "draw a statistic of all runs under a folder"
+    plot.add_arguments(_add_verb(verbs, "plot", summary, "the folder to look in"))
     return parser
 
 
 def _add_verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    root: str = "the folder it serves",
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         name,
@@ -281,9 +309,7 @@ def _add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verb.add_argument(
-        "--root", required=True, type=_folder, metavar="DIR", help="the folder it serves"
-    )
+    verb.add_argument("--root", required=True, type=_folder, metavar="DIR", help=root)
     # Suppressed, so that it does not undo a --json before the verb.
     verb.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one line of JSON"

@@ -26,7 +26,7 @@ from mle_daemon import cli
 from mle_daemon.config import DaemonConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "cli.md"
-VERBS = ("start", "status", "stop")
+VERBS = ("start", "status", "stop", "plot")
 
 RUN = {
     "experiment_dir": "/r/lr_0.1",
@@ -84,6 +84,14 @@ class TestUsage:
             "start --root=",
             "status --root=",
             "stop --root=",
+            "plot --root r",
+            "plot loss",
+            "plot --root= loss",
+            "plot --root r loss --band sem",
+            "plot --root r loss --smooth 0",
+            "plot --root r loss --smooth 1.5",
+            "plot --root r loss --runs",
+            "plot --root r loss -o picture.docx",
         ],
     )
     def test_what_makes_no_sense_exits_with_2_and_a_message(
