@@ -192,7 +192,7 @@ def _draw(ax: Any, curve: Curve, style: dict[str, Any]) -> None:
         )
     at = thin(curve.x, [curve.y], pixels)
     x, y = curve.x[at], curve.y[at]
-    ax.plot(x, y, **style, label=curve.label or "_nolegend_", solid_joinstyle="round")
+    ax.plot(x, y, **style, label=curve.label, solid_joinstyle="round")
     alone = isolated(y)
     if alone.size:
         ax.scatter(x[alone], y[alone], s=_DOT, color=style["color"], linewidth=0)

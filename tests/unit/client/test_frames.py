@@ -208,6 +208,13 @@ def test_the_count_is_taken_where_it_is_no_key() -> None:
     assert MetaLog({"a": log}).to_xarray().x_n.values.tolist() == [[4]]
 
 
+def test_a_run_is_as_long_as_its_row_numbers_say() -> None:
+    log = RunLog({}, {"x": np.array([7])}, {}, rows={layout.rows_name("stats", "x"): np.array([2])})
+
+    np.testing.assert_array_equal(log.to_dataframe().x, [np.nan, np.nan, 7])
+    np.testing.assert_array_equal(log.to_xarray().x, [np.nan, np.nan, 7])
+
+
 def test_what_cannot_be_placed_is_left_out_and_named() -> None:
     short = run(3, loss=[1, 2, 3], acc=[0.5], good=[1, 2, 3])
     words = aggregate_seeds({"seed_1": run(1, note=text("a"), loss=[1])})

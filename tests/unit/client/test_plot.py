@@ -394,9 +394,12 @@ def test_a_meta_log_takes_mle_loggings_parameters_in_their_order() -> None:
     assert tick_labels(given) == ["10", "30"]
 
 
-def test_the_clock_is_the_first_there_is_where_updates_are_not_counted() -> None:
-    log = RunLog({}, {"loss": np.zeros(2)}, {"epoch": np.arange(2), "step": np.arange(2)})
+def test_the_clock_is_that_of_updates_or_else_the_first_there_is() -> None:
+    clocks = {name: np.arange(2) for name in ("epoch", "num_updates")}
+    log = RunLog({}, {"loss": np.zeros(2)}, clocks)
 
+    assert MetaLog({"a": log}).plot("loss")[1].get_xlabel() == "num_updates"
+    del log.time["num_updates"]
     assert MetaLog({"a": log}).plot("loss")[1].get_xlabel() == "epoch"
 
 

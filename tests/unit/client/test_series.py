@@ -116,6 +116,14 @@ def test_a_burst_of_values_takes_no_room_from_the_rest_of_the_axis() -> None:
     assert np.count_nonzero(x[kept] > 1) >= 95
 
 
+def test_an_axis_that_goes_back_is_cut_by_the_number_of_values() -> None:
+    x = np.concatenate([np.arange(0, 10_000), np.arange(100, 10_100)])
+
+    kept = thin(x, [np.sin(np.arange(len(x)))], 100)
+
+    assert np.diff(kept).max() <= 2 * len(x) / 100
+
+
 def test_the_beginning_is_kept_for_a_logarithmic_axis() -> None:
     x = np.arange(1, 1_000_001)
 

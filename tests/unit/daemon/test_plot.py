@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import types
@@ -30,7 +31,8 @@ def fonts() -> None:
     from matplotlib.figure import Figure
 
     log = {"stats": {"loss": np.zeros(1)}, "time": {"num_updates": np.ones(1)}}
-    visualize_1D_lcurves({"a": log, "b": log}, fig=Figure())
+    fig, _ = visualize_1D_lcurves({"a": log, "b": log}, fig=Figure())
+    fig.savefig(io.BytesIO(), format="pdf")
 
 
 @pytest.fixture(autouse=True)
