@@ -61,6 +61,7 @@ SIZES: Final = {
     "tiny": Size(2, 2, 50, rounds=1, window_s=0.1),
 }
 
+Window = tuple[float, float]  # from and to, in seconds of the monotonic clock
 Sample = tuple[float, float]  # when, in seconds of the monotonic clock; seconds until the ack
 
 
@@ -166,14 +167,12 @@ def _merged(root: Path) -> int:
 
 
 # --- logging beside it ----------------------------------------------------------------------------
-def _log_beside(
-    space: Workspace, size: Size
-) -> tuple[list[tuple[tuple[float, float], tuple[float, float]]], list[Sample]]:
+def _log_beside(space: Workspace, size: Size) -> tuple[list[tuple[Window, Window]], list[Sample]]:
     """Returns: of each round the windows without and with merging, and all samples."""
+    windows: list[tuple[Window, Window]] = []
     with _producers(space) as collect:
-        windows = []
         for _ in range(size.rounds):
-            pair = []
+            pair: list[Window] = []
             for merging in (False, True):
                 _let(space.daemon_pid, merging)
                 begin = time.monotonic()

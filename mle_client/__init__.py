@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mle_client.merge import merge_seed_logs as merge_seed_logs
     from mle_client.metalog import MetaLog as MetaLog
     from mle_client.models import load_model as load_model
+    from mle_client.plot import visualize_1D_lcurves as visualize_1D_lcurves
     from mle_client.rules import EveryK as EveryK
     from mle_client.rules import KeepPeriod as KeepPeriod
     from mle_client.rules import LatestN as LatestN
@@ -41,6 +42,7 @@ _HOME = {
     "load_model": "models",
     "merge_config_logs": "merge",
     "merge_seed_logs": "merge",
+    "visualize_1D_lcurves": "plot",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "load_model",
     "merge_config_logs",
     "merge_seed_logs",
+    "visualize_1D_lcurves",
 ]
 
 

@@ -13,7 +13,7 @@ Everything is reached by attribute and by key: `log.seed_1.stats.loss` and
 from __future__ import annotations
 
 import copy
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ from mle_client import layout
 Array: TypeAlias = "npt.NDArray[Any]"
 Rows: TypeAlias = "npt.NDArray[np.int64]"
 
+_CLOCK: Final = "num_updates"  # that every run of ours has
 _NAMES_IN_ERRORS: Final = 20  # of the names that exist, where one was asked for that does not
 
 
@@ -178,6 +179,38 @@ class RunLog(AttrDict):
             )
         return np.arange(length, dtype=np.int64)
 
+    def to_dataframe(self) -> Any:
+        """Make a table of the run: a row an update, a column a clock or statistic.
+
+        Returns:
+            A `pandas.DataFrame`; `frames.to_dataframe` says which types its columns have.
+
+        Raises:
+            ImportError: there is no pandas.
+
+        Warns:
+            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+        """
+        from mle_client import frames  # most users of a log never need it
+
+        return frames.to_dataframe([(None, None, self)])
+
+    def to_xarray(self) -> Any:
+        """Make a dataset of the run: a variable a statistic, over the dimension "step".
+
+        Returns:
+            An `xarray.Dataset`; `frames.to_xarray` says what is in it.
+
+        Raises:
+            ImportError: there is no xarray.
+
+        Warns:
+            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+        """
+        from mle_client import frames
+
+        return frames.to_xarray([(None, None, self)])
+
 
 class MetaLog:
     """Runs by name.
@@ -217,6 +250,120 @@ class MetaLog:
             KeyError: there is no run of that name.
         """
         return MetaLog({run_id: self.meta_log[run_id] for run_id in run_ids})
+
+    def plot(
+        self,
+        target_to_plot: str | Sequence[str],
+        iter_to_plot: str | None = None,
+        smooth_window: int = 1,
+        plot_title: str | None = None,
+        xy_labels: Sequence[str] | None = None,
+        base_label: str = "{}",
+        run_ids: str | Iterable[str] | None = None,
+        curve_labels: Sequence[str] = (),
+        every_nth_tick: int | None = None,
+        plot_std_bar: bool = False,
+        fname: Any = None,
+        num_legend_cols: int | None = 1,
+        fig: Any = None,
+        ax: Any = None,
+        figsize: tuple[float, float] = (9, 6),
+        plot_labels: bool = True,
+        legend_title: str | None = None,
+        ax_lims: Sequence[float] | None = None,
+        *,
+        band: str | None = None,
+    ) -> tuple[Any, Any]:
+        """Draw a statistic of the runs over a clock.
+
+        Args:
+            target_to_plot: the statistic, or several.
+            iter_to_plot: the clock; None for "num_updates", else the first there is.
+            fname: of a picture to save, at 300 dpi; its ending says which kind.
+            Others: those of `plot.visualize_1D_lcurves`.
+
+        Returns:
+            The figure and the axes, also where a picture was saved.
+
+        Raises:
+            KeyError, ValueError, ImportError: as `plot.visualize_1D_lcurves`.
+            OSError: the picture cannot be written.
+        """
+        from mle_client import plot  # most users of a log never need it
+
+        if iter_to_plot is None:
+            clocks = self.time_vars
+            iter_to_plot = next(iter(clocks), _CLOCK) if _CLOCK not in clocks else _CLOCK
+        fig, ax = plot.visualize_1D_lcurves(
+            self.meta_log,
+            iter_to_plot,
+            target_to_plot,
+            smooth_window,
+            plot_title,
+            xy_labels,
+            base_label,
+            curve_labels,
+            every_nth_tick,
+            plot_std_bar,
+            self.eval_ids if run_ids is None else run_ids,
+            num_legend_cols=num_legend_cols,
+            fig=fig,
+            ax=ax,
+            figsize=figsize,
+            plot_labels=plot_labels,
+            legend_title=legend_title,
+            ax_lims=ax_lims,
+            band=band,
+        )
+        if fname is not None:
+            fig.savefig(fname, dpi=300)
+        return fig, ax
+
+    def to_dataframe(self) -> Any:
+        """Make a table of all runs: a row for each update of each.
+
+        Returns:
+            A `pandas.DataFrame`: "config" and "seed" say whose a row is; `frames.to_dataframe` says
+            the rest.
+
+        Raises:
+            ImportError: there is no pandas.
+
+        Warns:
+            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+        """
+        from mle_client import frames
+
+        return frames.to_dataframe(self._runs())
+
+    def to_xarray(self) -> Any:
+        """Make a dataset of all runs: a variable a statistic, over "config", "seed" and "step".
+
+        Returns:
+            An `xarray.Dataset`; `frames.to_xarray` says what is in it.
+
+        Raises:
+            ImportError: there is no xarray.
+
+        Warns:
+            UserWarning: nobody knows at which updates a statistic was logged, or its arrays have
+                different shapes; it is left out.
+        """
+        from mle_client import frames
+
+        return frames.to_xarray(self._runs())
+
+    def _runs(self) -> list[tuple[str | None, str | None, RunLog]]:
+        """(configuration, seed, run) of each; None for what it does not have."""
+        runs: list[tuple[str | None, str | None, RunLog]] = []
+        for name, entry in self.meta_log.items():
+            if not isinstance(entry, RunLog):
+                runs += [(name, seed, run) for seed, run in entry.items()]
+            elif "seeds" in entry.meta:  # it was aggregated
+                runs.append((name, None, entry))
+            else:
+                runs.append((None, name, entry))
+        return runs
 
     def keys(self) -> KeysView[str]:
         """Names of the runs."""

@@ -1,4 +1,4 @@
-"""The command line: `mle-daemon start | status | stop | merge`.
+"""The command line: `mle-daemon start | status | stop | merge | plot`.
 
 Data go to stdout, messages to stderr; the exit codes are those of `mle_client.errors`, listed with
 everything else in `docs/cli.md`.
@@ -11,13 +11,14 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from mle_client import layout
 from mle_client.endpoint import Endpoint
 from mle_client.errors import DaemonStartFailed, LogNotFound, MLEError
-from mle_daemon import __version__, launch
+from mle_daemon import __version__, launch, plot_verb, status_text
 from mle_daemon.config import ON_FINISH, DaemonConfig, checked_endpoint, checked_merge
 from mle_daemon.launch import say
 
@@ -42,6 +43,11 @@ _EXAMPLES: Final = {
     "merge": (
         "mle-daemon merge --root exp/                        every configuration\n"
         "mle-daemon merge --root exp/ lr_0.1 lr_0.5 --json"
+    ),
+    "plot": (
+        "mle-daemon plot --root exp/ test_loss              every configuration below exp/\n"
+        "mle-daemon plot --root exp/ test_loss --runs lr_0.1 lr_0.5 --band p10-90 --smooth 20\n"
+        "mle-daemon plot --root exp/ test_loss --x num_steps -o loss.pdf"
     ),
 }
 
@@ -76,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `| head` has seen enough; Python must not complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         say(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -108,7 +114,7 @@ def _status(options: argparse.Namespace) -> int:
     from mle_client import control  # loads numpy, which `start` need not wait for
 
     report = control.status(_existing(options.root), options.timeout)
-    print(json.dumps(report) if options.json else _describe(report))
+    print(json.dumps(report) if options.json else status_text.describe(report))
     return EXIT_OK
 
 
@@ -138,7 +144,28 @@ def _merge(options: argparse.Namespace) -> int:
     )
 
 
-_VERBS: Final = {"start": _start, "status": _status, "stop": _stop, "merge": _merge}
+def _plot(options: argparse.Namespace) -> int:
+    picture = plot_verb.picture_of(options, _existing(options.root))
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("ignore")  # such as a library's about another's future
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            path = plot_verb.draw(picture)
+        finally:
+            for remark in remarks:
+                say(remark.message)
+    print(json.dumps({"path": path}) if options.json else path)
+    return EXIT_OK
+
+
+_VERBS: Final = {
+    "start": _start,
+    "status": _status,
+    "stop": _stop,
+    "merge": _merge,
+    "plot": _plot,
+}
 
 
 def _version(options: argparse.Namespace) -> int:
@@ -159,7 +186,7 @@ def _version(options: argparse.Namespace) -> int:
         keys = (name.lower().translate(str.maketrans(" -", "__")) for name in versions)
         print(json.dumps(dict(zip(keys, versions.values(), strict=True))))
     else:
-        print(_aligned([(name, str(version)) for name, version in versions.items()]))
+        print(status_text.aligned([(name, str(version)) for name, version in versions.items()]))
     return EXIT_OK
 
 
@@ -182,91 +209,12 @@ def _existing(root: str) -> str:
 
 
 # --- what is printed ------------------------------------------------------------------------------
-_COUNTS: Final = ("received", "journaled", "published", "lost")
-_TITLES: Final = (
-    *("experiment", "seed", "state"),
-    *_COUNTS,
-    *("lag", "waiting", "last error"),
-)
-_NUMBERS: Final = range(3, 9)  # columns whose text ends where the column ends
-_GROUP_COUNTS: Final = ("expected", "running", "finished", "crashed", "merged")
-_GROUP_TITLES: Final = ("group", "seeds", *_GROUP_COUNTS[1:], "merge", "why")
-_GROUP_NUMBERS: Final = range(1, 6)
-
-
 def _print_endpoint(daemon: Endpoint, as_json: bool) -> None:
     if as_json:
         print(daemon.to_json(), flush=True)
         return
     rows = [("pid", str(daemon.pid)), ("endpoint", daemon.endpoint), ("root", daemon.root)]
-    print(_aligned(rows), flush=True)
-
-
-def _describe(report: dict[str, Any]) -> str:
-    """A status report for people."""
-    about = [
-        ("pid", str(report["pid"])),
-        ("endpoint", report["endpoint"]),
-        ("root", report["root"]),
-        ("uptime", _duration(report["uptime_s"])),
-        ("version", report["version"]),
-    ]
-    if report["degraded"]:
-        about.append(("DEGRADED", report["degraded"]))
-    parts = [_aligned(about)]
-    if report["runs"]:
-        rows = [_run_row(run, report["root"]) for run in report["runs"]]
-        parts.append(_aligned([_TITLES, *rows], right=_NUMBERS))
-    else:
-        parts.append("no runs")
-    if report.get("groups"):  # an earlier release has none
-        rows = [_group_row(group, report["root"]) for group in report["groups"]]
-        parts.append(_aligned([_GROUP_TITLES, *rows], right=_GROUP_NUMBERS))
-    return "\n\n".join(parts)
-
-
-def _run_row(run: dict[str, Any], root: str) -> list[str]:
-    ticks = run["ticks"]
-    where = os.path.relpath(run["experiment_dir"], root)
-    counts = [str(ticks[name]) for name in _COUNTS]
-    lag, waiting = _duration(run["lag_s"]), _size(run["bytes_waiting"])
-    error = " ".join(run["last_error"].split()) or "-"
-    return [where, run["seed_id"], run["state"], *counts, lag, waiting, error]
-
-
-def _group_row(group: dict[str, Any], root: str) -> list[str]:
-    counts = ["?" if group[name] is None else str(group[name]) for name in _GROUP_COUNTS]
-    why = " ".join(group["why"].split()) or "-"
-    return [os.path.relpath(group["directory"], root), *counts, group["state"], why]
-
-
-def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows of text as columns.  Args: right: those whose text ends where the column ends."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if i in right else text.ljust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
-    if days >= 2:
-        return f"{days:.1f} days"
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min"
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    print(status_text.aligned(rows), flush=True)
 
 
 # --- the arguments --------------------------------------------------------------------------------
@@ -340,11 +288,16 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--keep-seed-logs", action="store_true", help="leave the seeds' own logs where they are"
     )
+    summary = "draw a statistic of all runs under a folder"
+    plot_verb.add_arguments(_add_verb(verbs, "plot", summary, "the folder to look in"))
     return parser
 
 
 def _add_verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    root: str = "the folder it serves",
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         name,
@@ -354,9 +307,7 @@ def _add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verb.add_argument(
-        "--root", required=True, type=_folder, metavar="DIR", help="the folder it serves"
-    )
+    verb.add_argument("--root", required=True, type=_folder, metavar="DIR", help=root)
     # Suppressed, so that it does not undo a --json before the verb.
     verb.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one line of JSON"

@@ -93,9 +93,15 @@ def log_ticks(root: Path, number: int) -> MLELogger:
     return log
 
 
+def runs(root: Path) -> list[dict[str, Any]]:
+    """What the daemon says of its runs."""
+    reports: list[dict[str, Any]] = control.status(str(root))["runs"]
+    return reports
+
+
 def published(root: Path) -> int:
     """Ticks that the daemon says are in log files."""
-    return sum(run["ticks"]["published"] for run in control.status(str(root))["runs"])
+    return sum(run["ticks"]["published"] for run in runs(root))
 
 
 class TestStart:
@@ -300,6 +306,30 @@ class TestStop:
         done = cli("stop", "--root", root, "--timeout", "0.5")
         assert done.returncode == 1
         assert str(daemon.pid) in done.stderr
+
+
+class TestPlot:
+    def test_a_run_that_was_never_published_is_drawn_up_to_its_last_tick(
+        self, root: Path, daemon: Endpoint, tmp_path: Path
+    ) -> None:
+        log = log_ticks(root, 100)
+        wait_until(lambda: sum(run["ticks"]["received"] for run in runs(root)) == 100)
+        done = cli("plot", "--root", root, "loss", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "loss.png\n", "")
+        assert published(root) == 100
+        assert (tmp_path / "loss.png").stat().st_size > 10_000
+        log.close()
+
+    def test_neither_a_daemon_nor_a_display_is_needed(
+        self, root: Path, daemon: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log_ticks(root, 10).close()
+        cli("stop", "--root", root)
+        monkeypatch.setenv("MPLBACKEND", "tkagg")
+        monkeypatch.delenv("DISPLAY", raising=False)
+        done = cli("plot", "--root", root / "run", "loss", "-o", tmp_path / "x.svg")
+        assert (done.returncode, done.stdout) == (0, f"{tmp_path}/x.svg\n")
+        assert (tmp_path / "x.svg").read_bytes().startswith(b"<?xml")
 
 
 class TestStartDaemon:

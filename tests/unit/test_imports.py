@@ -25,7 +25,9 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-HEAVY = {"h5py", "psutil", "matplotlib", "torch", "rich", "pandas", "wandb", "mle_daemon"}
+HEAVY = {
+    *("h5py", "psutil", "matplotlib", "torch", "rich", "pandas", "xarray", "wandb", "mle_daemon"),
+}
 
 
 def test_the_package_alone_loads_nothing_else() -> None:
@@ -46,6 +48,18 @@ def test_a_reader_needs_no_daemon_code_and_no_plotting() -> None:
     loaded = loaded_by("from mle_client import load_log; load_log")
 
     assert loaded.isdisjoint({"mle_daemon", "matplotlib", "torch"})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import mle_client.metalog",
+        "import mle_client.plot, mle_client.curves, mle_client.series, mle_client.frames",
+        "from mle_client import MetaLog, load_log, visualize_1D_lcurves",
+    ],
+)
+def test_plots_and_tables_load_their_libraries_when_they_are_made(statement: str) -> None:
+    assert loaded_by(statement).isdisjoint({"matplotlib", "pandas", "xarray"})
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -22,11 +22,11 @@ from mle_client.errors import (
     LogDamaged,
     RootLocked,
 )
-from mle_daemon import cli
+from mle_daemon import cli, status_text
 from mle_daemon.config import DaemonConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "cli.md"
-VERBS = ("start", "status", "stop", "merge")
+VERBS = ("start", "status", "stop", "merge", "plot")
 
 RUN = {
     "experiment_dir": "/r/lr_0.1",
@@ -101,6 +101,14 @@ class TestUsage:
             "stop --root=",
             "merge --root=",
             "merge",
+            "plot --root r",
+            "plot loss",
+            "plot --root= loss",
+            "plot --root r loss --band sem",
+            "plot --root r loss --smooth 0",
+            "plot --root r loss --smooth 1.5",
+            "plot --root r loss --runs",
+            "plot --root r loss -o picture.docx",
         ],
     )
     def test_what_makes_no_sense_exits_with_2_and_a_message(
@@ -407,7 +415,7 @@ def test_a_folder_that_is_not_there(
     [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1.0 min"), (7200, "2.0 h"), (200_000, "2.3 days")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert cli._duration(seconds) == text
+    assert status_text._duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -415,7 +423,7 @@ def test_durations(seconds: float, text: str) -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (3e12, "3000.0 GB")],
 )
 def test_sizes(size: float, text: str) -> None:
-    assert cli._size(size) == text
+    assert status_text._size(size) == text
 
 
 def test_starting_where_a_daemon_lives_loads_no_large_library(root: Path) -> None:
