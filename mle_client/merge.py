@@ -23,10 +23,7 @@ _SUFFIXES: Final = (".hdf5", ".h5", ".hdf")
 _LOOK_EVERY_S: Final = 0.5  # whether the seeds that are waited for have ended
 # Folders that hold no experiments, and many files.
 _NOT_SEARCHED: Final = frozenset(
-    (
-        *("logs", "tboards", "wandb", layout.STATE_DIR),
-        *(layout.MODELS_DIR, layout.FIGURES_DIR, layout.EXTRA_DIR),
-    )
+    ("logs", "tboards", "wandb", layout.MODELS_DIR, layout.FIGURES_DIR, layout.EXTRA_DIR)
 )
 
 
@@ -170,15 +167,19 @@ def find_groups(root: str) -> list[str]:
     for folder, inside, _ in os.walk(root):
         if "logs" in inside and log_files(folder):
             found.append(folder)
-        inside[:] = [name for name in inside if name not in _NOT_SEARCHED]
+        inside[:] = filter(_is_searched, inside)
     return sorted(found, key=natural_key)
 
 
 def configurations_in(folder: str) -> dict[str, str]:
     """The folders right inside a folder that have logs, by name, in natural order."""
-    names = sorted(os.listdir(folder), key=natural_key)
-    paths = {name: os.path.join(folder, name) for name in names if name not in _NOT_SEARCHED}
+    names = sorted(filter(_is_searched, os.listdir(folder)), key=natural_key)
+    paths = {name: os.path.join(folder, name) for name in names}
     return {name: path for name, path in paths.items() if log_files(path)}
+
+
+def _is_searched(name: str) -> bool:
+    return name not in _NOT_SEARCHED and not name.startswith(".")
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from mle_client import layout
 from mle_client.errors import LogNotFound
-from mle_client.seeds import natural_key
 
 if TYPE_CHECKING:
     from mle_client.metalog import MetaLog, RunLog
 
-_MERGED: Final = "meta_log.hdf5"  # all configurations of a folder, as mle-logging names it
 _AGGREGATED: Final = "eval"  # what `load_log` calls the seeds of one folder
-_LOGS: Final = "logs"
-# Folders of an experiment, in which there are no further experiments.
-_CONTENTS: Final = frozenset({_LOGS, "models", "figures", "extra", "tboards", "wandb"})
 _BANDS: Final = ("std", "p10-90", "none")  # those of `mle_client.curves`, the usual one first
 _SIZE_INCHES: Final = (9, 6)  # that of the figures that `MetaLog.plot` makes
 _DPI: Final = 300  # for print, as `MetaLog.plot` saves
@@ -170,7 +166,7 @@ def load_runs(root: str, only: Sequence[str] | None = None) -> MetaLog:
     """Load every configuration of a folder, aggregated over its seeds.
 
     Args:
-        root: an experiment's folder, or one with meta_log.hdf5, or one with experiments below it.
+        root: an experiment's folder, or one with experiments below it, or with their meta log.
         only: names of the statistics to read; None for all.
 
     Returns:
@@ -181,16 +177,17 @@ def load_runs(root: str, only: Sequence[str] | None = None) -> MetaLog:
         LogDamaged: one cannot be read.
     """
     from mle_client.load import load_log, load_meta_log
+    from mle_client.merge import find_groups, log_files
     from mle_client.metalog import MetaLog
 
-    merged = os.path.join(root, _MERGED)
-    if _has_log(root):
+    if log_files(root):
         return MetaLog(_named(_base_name(root), load_log(root, True, only=only)))
-    if os.path.isfile(merged):
-        return MetaLog(_named(_base_name(root), load_meta_log(merged, only=only)))
     runs: dict[str, RunLog] = {}
-    for folder in sorted(_experiments(root), key=natural_key):
+    for folder in find_groups(root):  # not from the meta log, which may be behind them
         runs |= _named(os.path.relpath(folder, root), load_log(folder, True, only=only))
+    merged = layout.meta_log_path(root)
+    if not runs and os.path.isfile(merged):
+        return MetaLog(_named(_base_name(root), load_meta_log(merged, only=only)))
     if not runs:
         raise LogNotFound(root, "there is no log in it or below it: check the path")
     return MetaLog(runs)
@@ -208,17 +205,3 @@ def _named(name: str, log: MetaLog | RunLog) -> Mapping[str, RunLog]:
 
 def _base_name(root: str) -> str:
     return os.path.basename(os.path.realpath(root)) or root
-
-
-def _experiments(root: str) -> Iterator[str]:
-    for folder, below, _ in os.walk(root):
-        below[:] = [name for name in below if name not in _CONTENTS and not name.startswith(".")]
-        if _has_log(folder):
-            yield folder
-
-
-def _has_log(folder: str) -> bool:
-    logs = os.path.join(folder, _LOGS)
-    return os.path.isdir(logs) and any(
-        name.endswith(".hdf5") and not name.startswith(".") for name in os.listdir(logs)
-    )

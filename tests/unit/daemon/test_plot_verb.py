@@ -127,9 +127,15 @@ def test_a_folder_with_logs_is_the_only_configuration(root: Path) -> None:
     assert load_runs(str(root)).eval_ids == ["root"]
 
 
-def test_a_merged_file_goes_before_folders(root: Path) -> None:
-    write(root / "meta_log.hdf5", "c_10/seed_1", "c_2/seed_1", "c_2/seed_2")
+def test_folders_go_before_the_meta_log_which_may_be_behind_them(root: Path) -> None:
+    write(root / "meta_log.hdf5", "lr_0.1/seed_1")
     sweep(root)
+
+    assert load_runs(str(root)).eval_ids == ["lr_0.1", "lr_0.5"]
+
+
+def test_a_meta_log_alone_will_do(root: Path) -> None:
+    write(root / "meta_log.hdf5", "c_10/seed_1", "c_2/seed_1", "c_2/seed_2")
 
     log = load_runs(str(root))
 
