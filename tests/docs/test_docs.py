@@ -6,6 +6,8 @@ from __future__ import annotations
 import configparser
 import contextlib
 import dataclasses
+import json
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +28,8 @@ from mle_daemon import events
 TREE = Path(__file__).parents[2]
 DOCS = TREE / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *TREE.glob("*.md"), *TREE.glob("benchmarks/*.md")])
+# Pages that are followed from top to bottom: files are saved, commands and Python are executed.
+GUIDES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
 WIRE = (DOCS / "wire-protocol.md").read_text()
 
@@ -80,8 +84,11 @@ def no_daemon_stays(tmp_path: Path) -> Iterator[None]:
             control.stop(str(file.parents[1]), timeout=30)
 
 
+SCRIPTS = [page for page in PAGES if page not in GUIDES and script_of(page).strip()]
+
+
 @pytest.mark.usefixtures("no_daemon_stays")
-@pytest.mark.parametrize("page", [page for page in PAGES if script_of(page).strip()], ids=name_of)
+@pytest.mark.parametrize("page", SCRIPTS, ids=name_of)
 def test_the_python_blocks_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
     script = tmp_path / f"{page.stem}.py"
     script.write_text(script_of(page))
@@ -93,6 +100,91 @@ def test_the_python_blocks_of_a_page_run_one_after_another(page: Path, tmp_path:
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
+
+
+def steps_of(page: Path) -> list[tuple[str, str, str]]:
+    """The blocks of a guide: language, title and text."""
+    steps: list[tuple[str, str, str]] = []
+    text = page.read_text()
+    for block in FENCE.finditer(text):
+        before = text[: block.start()].rstrip().rpartition("\n")[2]
+        if NOT_RUN.fullmatch(before.strip()):
+            continue
+        language, _, attributes = block[3].strip().partition(" ")
+        title = re.fullmatch(r'title="(.+)"', attributes)
+        assert not attributes or title, f"{name_of(page)}: {block[3]}"
+        steps.append((language, title[1] if title else "", textwrap.dedent(block[4])))
+    return steps
+
+
+# One Python for all blocks of a guide, as in a notebook: reads them, and answers with a traceback.
+SESSION = """
+import contextlib, io, json, sys, traceback
+names = {"__name__": "__main__"}
+for line in sys.stdin:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(compile(json.loads(line), "<guide>", "exec"), names)
+        answer = ""
+    except Exception:
+        answer = said.getvalue() + traceback.format_exc()
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def python_session(**options: Any) -> Iterator[Callable[[str], str]]:
+    """A Python that takes blocks.  Yields: runs one and returns what went wrong, "" if nothing."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SESSION],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def run(block: str) -> str:
+            print(json.dumps(block), file=process.stdin, flush=True)
+            answer: str = json.loads(process.stdout.readline())
+            return answer
+
+        yield run
+
+
+def shell_script(console: str) -> tuple[str, list[str]]:
+    """The commands of a block of a terminal, and the lines that they are said to print."""
+    lines = console.splitlines()
+    commands = [line[2:] for line in lines if line[:2] in ("$ ", "> ")]
+    return "\n".join(commands), [line for line in lines if line[:2] not in ("$ ", "> ")]
+
+
+@pytest.mark.usefixtures("no_daemon_stays")
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_a_guide_can_be_followed_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLE_MERGE", raising=False)  # as a user has it
+    programs = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = discovery.python_environment() | {
+        "PATH": os.pathsep.join(programs), "PYTHONWARNINGS": "error", "MPLBACKEND": "Agg",
+    }  # fmt: skip
+    with python_session(cwd=tmp_path, env=environment) as run:
+        for language, title, text in steps_of(page):
+            if title:
+                (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / title).write_text(text)
+            elif language == "python":
+                assert run(text) == ""
+            else:
+                assert language == "console"
+                script, printed = shell_script(text)
+                done = subprocess.run(
+                    ["bash", "-euc", script],
+                    capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path,
+                    env=environment,
+                )  # fmt: skip
+                assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+                assert set(printed) <= set(done.stdout.splitlines()), done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
