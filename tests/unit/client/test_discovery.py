@@ -204,6 +204,27 @@ class TestStartDaemon:
             f"start --root {root} --json --idle-timeout 5 --endpoint tcp://127.0.0.1:0"
         )
 
+    def test_one_that_was_killed_is_started_as_it_was(self, root: Path, program: Any) -> None:
+        merging = {"merge": "every=9", "merge_settle": 3.0, "keep_seed_logs": True}
+        options = {"idle_timeout": 5, "endpoint": None, **merging}
+        daemon_at(root, options=options)
+        program("import sys; sys.exit(' '.join(sys.argv[1:]))")
+        with pytest.raises(DaemonStartFailed) as failure:
+            discovery.start_again(str(root))
+        assert failure.value.why == (
+            f"start --root {root} --json --idle-timeout 5 "
+            "--merge every=9 --merge-settle 3.0 --keep-seed-logs"
+        )
+
+    def test_one_of_an_earlier_release_merges_as_the_environment_says(
+        self, root: Path, program: Any
+    ) -> None:
+        daemon_at(root, options={"idle_timeout": None, "endpoint": None})
+        program("import sys; sys.exit(' '.join(sys.argv[1:]))")
+        with pytest.raises(DaemonStartFailed) as failure:
+            discovery.start_again(str(root))
+        assert failure.value.why == f"start --root {root} --json"
+
     def test_the_last_words_of_a_failure_are_told(self, root: Path, program: Any) -> None:
         program("import sys; print('x\\n' * 100 + 'disk on fire', file=sys.stderr)")
         with pytest.raises(DaemonStartFailed, match="disk on fire") as failure:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mle_client import control
-from mle_client.discovery import python_command, python_environment
+from mle_client.discovery import python_environment
 from mle_client.endpoint import Endpoint
 from mle_client.errors import (
     DaemonSilent,
@@ -22,7 +22,7 @@ from mle_client.errors import (
     LogDamaged,
     RootLocked,
 )
-from mle_daemon import cli, status_text
+from mle_daemon import cli
 from mle_daemon.config import DaemonConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "cli.md"
@@ -408,42 +408,3 @@ def test_a_folder_that_is_not_there(
 ) -> None:
     assert cli.main([verb, "--root", str(root / "none")]) == 3
     assert str(root / "none") in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1.0 min"), (7200, "2.0 h"), (200_000, "2.3 days")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert status_text._duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (3e12, "3000.0 GB")],
-)
-def test_sizes(size: float, text: str) -> None:
-    assert status_text._size(size) == text
-
-
-def test_starting_where_a_daemon_lives_loads_no_large_library(root: Path) -> None:
-    """Every trainer that finds no daemon waits for this, and fifty may do so at once."""
-    there = endpoint(root).to_json()
-    code = (
-        "import sys; from mle_daemon import cli, launch;"
-        f"launch.ensure_running = lambda _: (cli.Endpoint.from_json({there!r}), True);"
-        f"cli.main(['start', '--root', {str(root)!r}]);"
-        "print(sorted({'h5py', 'numpy', 'psutil', 'zmq', 'mle_daemon.daemon'} & {*sys.modules}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=python_environment()
-    )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-def test_the_module_is_the_program() -> None:
-    done = subprocess.run(
-        python_command("--version", "--json"), capture_output=True, env=python_environment()
-    )
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["mle_daemon"]

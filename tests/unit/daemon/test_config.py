@@ -1,10 +1,10 @@
-"""The addresses that a daemon may listen at."""
+"""The addresses that a daemon may listen at, and when it may merge."""
 
 from __future__ import annotations
 
 import pytest
 
-from mle_daemon.config import checked_endpoint
+from mle_daemon.config import DaemonConfig, checked_endpoint, checked_merge
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,27 @@ def test_what_is_no_tcp_address_is_refused(text: str) -> None:
 def test_what_is_no_port_is_refused(port: str) -> None:
     with pytest.raises(ValueError, match="is no port"):
         checked_endpoint(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("text", "merge", "seconds"),
+    [("on-finish", "on-finish", 60.0), ("off", "off", 60.0), ("every=2.5", "every", 2.5)],
+)
+def test_when_to_merge(text: str, merge: str, seconds: float) -> None:
+    assert checked_merge(text) == (merge, seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "on", "every", "every=", "every=0", "every=-1", "every=inf", "every=nan", "off=1"]
+)
+def test_what_does_not_say_when_to_merge_is_refused_with_what_to_give(text: str) -> None:
+    with pytest.raises(ValueError, match="give on-finish, every=SECONDS or off"):
+        checked_merge(text)
+
+
+@pytest.mark.parametrize("merge", ["on-finish", "off", "every=2.5"])
+def test_a_daemon_that_is_started_again_merges_as_before(merge: str) -> None:
+    word, seconds = checked_merge(merge)
+    options = DaemonConfig("/r", merge=word, merge_every_s=seconds).as_options()
+    assert options["merge"] == merge
+    assert checked_merge(options["merge"])[0] == word
