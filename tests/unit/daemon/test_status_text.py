@@ -56,26 +56,3 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_sizes(size: float, text: str) -> None:
     assert status_text._size(size) == text
-
-
-def test_starting_where_a_daemon_lives_loads_no_large_library(root: Path) -> None:
-    """Every trainer that finds no daemon waits for this, and fifty may do so at once."""
-    there = endpoint(root).to_json()
-    code = (
-        "import sys; from mle_daemon import cli, launch;"
-        f"launch.ensure_running = lambda _: (cli.Endpoint.from_json({there!r}), True);"
-        f"cli.main(['start', '--root', {str(root)!r}]);"
-        "print(sorted({'h5py', 'numpy', 'psutil', 'zmq', 'mle_daemon.daemon'} & {*sys.modules}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=python_environment()
-    )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-def test_the_module_is_the_program() -> None:
-    done = subprocess.run(
-        python_command("--version", "--json"), capture_output=True, env=python_environment()
-    )
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["mle_daemon"]
