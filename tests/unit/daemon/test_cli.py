@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mle_client import control
-from mle_client.discovery import python_environment
+from mle_client.discovery import python_command, python_environment
 from mle_client.endpoint import Endpoint
 from mle_client.errors import (
     DaemonSilent,
