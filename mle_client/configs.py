@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mle_client.metalog import AttrDict
+from mle_client.attrdict import AttrDict
 
 # Deeper than any configuration, and well below the 200 brackets of Python's parser.
 _MAX_DEPTH: Final = 64

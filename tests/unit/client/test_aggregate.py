@@ -2,125 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from mle_client import aggregate, layout
-from mle_client.aggregate import aggregate_seeds, summarise
+from mle_client import layout
+from mle_client.aggregate import aggregate_seeds
 from mle_client.metalog import AttrDict, RunLog
-
-FRACTIONS = {"p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90}
 
 
 def seed(stats: dict, meta: dict | None = None, *, ticks: int | None = None, **kwargs) -> RunLog:
     ticks = max(map(len, stats.values()), default=0) if ticks is None else ticks
     columns = {key: np.asarray(values) for key, values in stats.items()}
     return RunLog(meta or {}, columns, {"num_updates": np.arange(1, ticks + 1)}, **kwargs)
-
-
-# --- numbers --------------------------------------------------------------------------------------
-def by_numpy(columns: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """The same with numpy, value by value, on what is there."""
-    length = max(map(len, columns))
-    item = columns[0].shape[1:]
-    names = ("mean", "std", *FRACTIONS)
-    expected = {name: np.full((length, *item), np.nan) for name in names}
-    expected["n"] = np.zeros((length, *item), np.int64)
-    for at in np.ndindex((length, *item)):
-        here = np.array([c[at] for c in columns if at[0] < len(c)], np.float64)
-        here = here[~np.isnan(here)]
-        expected["n"][at] = len(here)
-        if len(here):
-            expected["mean"][at] = here.mean()
-            expected["std"][at] = here.std()
-            for name, percent in FRACTIONS.items():
-                expected[name][at] = np.percentile(here, percent)
-    return expected
-
-
-floats = st.floats(-1e6, 1e6, width=32) | st.just(np.nan)
-items = st.sampled_from([(), (3,), (2, 2)])
-dtypes = st.sampled_from([np.float64, np.float32, np.int64, np.bool_, np.float16, np.longdouble])
-
-
-@st.composite
-def ragged_columns(draw) -> list[np.ndarray]:
-    item, dtype = draw(items), draw(dtypes)
-    lengths = draw(st.lists(st.integers(0, 6), min_size=1, max_size=7))
-    columns = []
-    for length in lengths:
-        column = draw(hnp.arrays(np.float64, (length, *item), elements=floats))
-        if np.dtype(dtype).kind in "ib":
-            column = np.nan_to_num(column)
-        elif dtype is np.float16:
-            column = np.clip(column, -1000, 1000)
-        columns.append(column.astype(dtype))
-    return columns
-
-
-@given(ragged_columns(), st.sampled_from([2**20, 4]))
-def test_summary_is_what_numpy_computes_on_the_values_that_are_there(columns, block_values) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregate, "_BLOCK_VALUES", block_values)  # 4: a block ends inside a column
-        summary = summarise(columns)
-    expected = by_numpy(columns)
-    assert list(summary) == ["mean", "std", "p50", "p10", "p25", "p75", "p90", "n"]
-    assert summary["n"].tolist() == expected["n"].tolist()
-    for name in ("mean", "std", *FRACTIONS):
-        assert summary[name].dtype == np.float64
-        np.testing.assert_allclose(summary[name], expected[name], rtol=1e-9, atol=1e-6)
-
-
-def test_percentiles_of_unequal_lengths_ignore_the_missing_rest() -> None:
-    # mle-logging takes uninitialised memory here.
-    columns = [np.arange(1.0, 7), np.arange(11.0, 17), np.array([21.0, 22.0, 23.0])]
-    summary = summarise(columns)
-    assert summary["p50"].tolist() == [11, 12, 13, 9, 10, 11]
-    assert summary["p90"].tolist() == pytest.approx([19, 20, 21, 13, 14, 15])
-    assert summary["n"].tolist() == [3, 3, 3, 2, 2, 2]
-
-
-def test_summary_of_one_seed_is_that_seed_exactly() -> None:
-    values = np.array([0.1, -0.0, 1e308, 5e-324])
-    summary = summarise([values])
-    for name in ("mean", *FRACTIONS):
-        assert summary[name].tolist() == values.tolist()
-    assert summary["std"].tolist() == [0.0] * 4
-
-
-def test_infinite_values_do_not_make_percentiles_undefined() -> None:
-    summary = summarise([np.array([1.0, 1.0]), np.array([np.inf, -np.inf]), np.array([2.0, 2.0])])
-    assert summary["p50"].tolist() == [2.0, 1.0]
-    assert summary["p90"].tolist() == [np.inf, pytest.approx(1.8)]
-    assert summary["p10"].tolist() == [pytest.approx(1.2), -np.inf]
-    assert summary["mean"].tolist() == [np.inf, -np.inf]
-
-
-def test_the_order_of_seeds_does_not_change_a_bit_of_the_result() -> None:
-    columns = list(np.random.default_rng(0).normal(size=(7, 50)) * 10.0 ** np.arange(7)[:, None])
-    one, other = summarise(columns), summarise(columns[::-1])
-    assert all((one[name] == other[name]).all() for name in one)
-
-
-def test_arguments_are_left_as_they_were() -> None:
-    column = np.array([3.0, 1.0, 2.0])
-    summarise([column, column[::-1]])
-    assert column.tolist() == [3.0, 1.0, 2.0]
-
-
-def test_steps_without_any_value_have_n_0_and_no_warning() -> None:
-    summary = summarise([np.array([np.nan, 1.0])])
-    assert summary["n"].tolist() == [0, 1]
-    assert np.isnan(summary["mean"][0])
-    assert np.isnan(summary["p50"][0])
-
-
-def test_columns_without_values_give_a_summary_without_values() -> None:
-    assert {name: values.shape for name, values in summarise([np.empty((0, 3))]).items()} == (
-        dict.fromkeys(("mean", "std", "p50", "p10", "p25", "p75", "p90", "n"), (0, 3))
-    )
-    assert summarise([np.empty((4, 0))])["mean"].shape == (4, 0)
 
 
 # --- statistics of a group of seeds ---------------------------------------------------------------

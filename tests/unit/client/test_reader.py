@@ -319,7 +319,7 @@ def test_a_file_that_a_network_file_system_replaced_is_gone_and_not_damaged(
     def stale(*_args: object, **_kwargs: object) -> None:
         raise OSError("Can't synchronously read data (error message = 'Stale file handle')")
 
-    monkeypatch.setattr("mle_client.reader._read_run", stale)
+    monkeypatch.setattr("mle_client.reader.attribute", stale)
     with pytest.raises(LogNotFound, match="replaced"):
         read_runs(path)
 

@@ -15,7 +15,7 @@ import pytest
 from mle_client import control, discovery, layout, resume
 from mle_client.errors import DaemonStartFailed, LogDamaged, LogNotFound
 from mle_client.kept import Kept, kept_to_json
-from mle_client.reader import read_kept, read_names
+from mle_client.reader import read_kept
 from mle_client.resume import Resumed
 from mle_client.retention import Policy, Portfolio, Saved
 
@@ -215,7 +215,7 @@ def test_with_a_daemon_nothing_is_warned_of(
 def test_what_is_kept_is_read_without_its_padding(folder: Path) -> None:
     path = str(folder / "logs" / "log_seed_1.hdf5")
     assert read_kept(path, "seed_1") == kept_to_json(KEPT)
-    assert set(read_names(path, "seed_1")) == {"loss", "train/acc"}
+
     with h5py.File(path, "r+") as file:
         del file["seed_1/meta"][layout.KEPT_NAME]
     assert read_kept(path, "seed_1") == ""
