@@ -11,11 +11,13 @@ It knows nothing of what is in a file.
 from __future__ import annotations
 
 import collections
+import fcntl
+import io
 import os
 import resource
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import h5py
@@ -67,6 +69,8 @@ class OpenLog:
             if hold and len(_held) < _descriptors_to_hold():
                 self._descriptor = os.dup(descriptor)
                 _held.add(self._descriptor)
+                with suppress(OSError):  # HDF5's lock would last as long as the descriptor
+                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._keep(file)
 
     @property
@@ -158,7 +162,8 @@ class OpenLog:
         except OSError:  # LogNotFound is one, too
             if self._descriptor is None:
                 raise
-        return _open_hdf5(f"/dev/fd/{self._descriptor}")
+        # Its name leads elsewhere by now, and HDF5 opens a file by nothing else.
+        return h5py.File(io.FileIO(self._descriptor, closefd=False), "r")
 
     def _check(self, descriptor: int) -> None:
         if _identity(os.fstat(descriptor)) != self._identity:

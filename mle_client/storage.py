@@ -30,7 +30,7 @@ _COMMON: Final = (
 )
 _MEMORY: Final = {dtype: h5t.py_create(dtype) for _, dtype in _COMMON}
 # What reading a piece raises if its bytes are not as described.
-NOT_AS_DESCRIBED: Final = (ValueError, zlib.error, EOFError)
+NOT_AS_DESCRIBED: Final = (ValueError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,7 @@ def read_piece(file: OpenLog, storage: Storage, number: int, target: Array, star
 
     Raises:
         NOT_AS_DESCRIBED: the stored bytes are others.
+        EOFError: the file is shorter than it was.  HDF5 would read zeros.
     """
     assert storage.pieces is not None
     piece, first = storage.pieces[number], number * storage.piece_rows

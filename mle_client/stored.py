@@ -226,10 +226,11 @@ class _Numbers:
         self.stored_bytes = sum(piece.size for piece in storage.pieces or ())
 
     def _read(self, number: int) -> None:
-        try:
-            read_piece(self._file, self._storage, number, self._values, 0)
-        except NOT_AS_DESCRIBED:
-            self._failed = True
+        with self._file.reading():
+            try:
+                read_piece(self._file, self._storage, number, self._values, 0)
+            except NOT_AS_DESCRIBED:
+                self._failed = True
 
     def end(self) -> Array:
         """The numbers."""
