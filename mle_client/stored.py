@@ -202,7 +202,7 @@ class _Loading(Protocol):
 class _Small:
     """Numbers that were read already."""
 
-    steps = ()
+    steps: Sequence[Callable[[], None]] = ()
     stored_bytes = 0
 
     def __init__(self, values: Array) -> None:
@@ -222,8 +222,12 @@ class _Numbers:
         self._storage = storage
         self._values: Array = np.empty(storage.shape, storage.dtype)
         self._failed = storage.pieces is None
-        self.steps = [partial(self._read, i) for i in range(len(storage.pieces or ()))]
         self.stored_bytes = sum(piece.size for piece in storage.pieces or ())
+
+    @property
+    def steps(self) -> list[Callable[[], None]]:
+        """One a piece."""
+        return [partial(self._read, i) for i in range(len(self._storage.pieces or ()))]
 
     def _read(self, number: int) -> None:
         with self._file.reading():
@@ -252,16 +256,20 @@ class _Texts:
         step = max(1, _TEXT_BLOCK_BYTES // row_bytes)
         if storage.filters:
             step = max(1, step // storage.piece_rows) * storage.piece_rows
-        starts = range(0, rows, step)
+        self._starts = range(0, rows, step)
         self._read = read
         self._is_time = is_time
         self._shape = storage.shape
         self._blocks: dict[int, Array] = {}
-        self.steps = [partial(self._read_block, start, start + step) for start in starts]
         self.stored_bytes = sum(piece.size for piece in storage.pieces or ())
 
-    def _read_block(self, start: int, stop: int) -> None:
-        self._blocks[start] = self._read(start, stop)
+    @property
+    def steps(self) -> list[Callable[[], None]]:
+        """One a block."""
+        return [partial(self._read_block, start) for start in self._starts]
+
+    def _read_block(self, start: int) -> None:
+        self._blocks[start] = self._read(start, start + self._starts.step)
 
     def end(self) -> Array:
         """The text."""

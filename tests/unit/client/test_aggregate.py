@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import weakref
+
 import numpy as np
 import pytest
 
 from mle_client import layout
 from mle_client.aggregate import aggregate_seeds
-from mle_client.metalog import AttrDict, RunLog
+from mle_client.lazydict import LazyDict, Unread
+from mle_client.metalog import AttrDict, Facts, Opening, RunLog
 
 
 def seed(stats: dict, meta: dict | None = None, *, ticks: int | None = None, **kwargs) -> RunLog:
@@ -116,7 +121,7 @@ def test_different_configurations_in_one_group_are_warned_of() -> None:
 
 def test_equal_configurations_are_not_warned_of_even_with_nan_in_them() -> None:
     runs = {f"seed_{i}": seed({}, {"config_dict": {"lr": float("nan")}}) for i in (1, 2)}
-    aggregate_seeds(runs)  # a warning is an error here
+    aggregate_seeds(runs).load()  # a warning is an error here
 
 
 @pytest.mark.parametrize(
@@ -132,3 +137,112 @@ def test_equal_configurations_are_not_warned_of_even_with_nan_in_them() -> None:
 def test_the_state_of_a_group_is_that_of_its_least_finished_seed(states, expected) -> None:
     runs = {f"seed_{i}": seed({}, state=state) for i, state in enumerate(states)}
     assert aggregate_seeds(runs).state == expected
+
+
+# --- what is read when ----------------------------------------------------------------------------
+class Counted(Unread):
+    """A column that counts what is asked of it."""
+
+    chunk_rows = 1
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = np.array(values)
+        self.shape, self.dtype = self.values.shape, self.values.dtype
+        self.asked: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        self.asked.append("read")
+        return self.values[start:stop]
+
+    def load(self) -> np.ndarray:
+        self.asked.append("load")
+        return self.values
+
+
+def unread_seed(columns: dict[str, Counted], opened: list[str], name: str) -> RunLog:
+    def open_run() -> tuple[dict[str, AttrDict], Facts]:
+        opened.append(name)
+        stats = {key: column for key, column in columns.items() if not key.startswith("num_")}
+        clocks = {key: column for key, column in columns.items() if key.startswith("num_")}
+        meta = {"config_dict": {"lr": 1}, "eval_id": "x"}
+        ticks = max(map(len, columns.values()))
+        groups = {"meta": AttrDict(meta), "stats": LazyDict(stats), "time": LazyDict(clocks)}
+        return groups, Facts("finished", 1.0, ticks)
+
+    return RunLog.unopened(Opening(open_run))
+
+
+def unread_seeds() -> tuple[dict[str, dict[str, Counted]], dict[str, RunLog], list[str]]:
+    columns = {
+        f"seed_{i}": {
+            "loss": Counted([float(i)] * i),
+            "acc": Counted([1.0] * i),
+            "num_updates": Counted(list(range(i))),
+        }
+        for i in (1, 3, 2)
+    }
+    opened: list[str] = []
+    runs = {name: unread_seed(of, opened, name) for name, of in columns.items()}
+    return columns, runs, opened
+
+
+def test_seeds_are_opened_when_something_of_their_aggregate_is_looked_at() -> None:
+    _, runs, opened = unread_seeds()
+    result = aggregate_seeds(runs)
+    assert list(result) == ["meta", "stats", "time"]
+    assert opened == []
+    assert list(result.stats) == ["loss", "acc"]
+    assert (result.ticks, result.state, result.start_time) == (3, "finished", None)
+    assert result.row_numbers("stats", "loss").tolist() == [0, 1, 2]
+    assert sorted(opened) == ["seed_1", "seed_2", "seed_3"]
+
+
+def test_a_statistic_is_aggregated_when_it_is_looked_at_and_never_read_as_a_whole() -> None:
+    columns, runs, _ = unread_seeds()
+    result = aggregate_seeds(runs)
+    assert result.stats.loss.n.tolist() == [3, 2, 1]
+    assert result.stats.loss is result.stats["loss"]
+    assert result.time.num_updates.tolist() == [0, 1, 2]
+    assert [of["loss"].asked for of in columns.values()] == [["read"]] * 3
+    assert [of["acc"].asked for of in columns.values()] == [[]] * 3
+    assert [of["num_updates"].asked for of in columns.values()] == [[], ["load"], []]
+
+
+def test_seeds_are_let_go_when_the_last_of_their_columns_was_read() -> None:
+    columns, runs, _ = unread_seeds()
+    gone = [weakref.ref(column) for of in columns.values() for column in of.values()]
+    result = aggregate_seeds(runs)
+    for group in result.values():
+        group.values()
+    del columns, runs
+    assert [each() for each in gone] == [None] * 9
+    assert result.aligned("loss")[0].tolist() == [0, 1, 2]
+
+
+def test_an_aggregate_can_be_copied_and_pickled() -> None:
+    for clone in (copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))):
+        cloned = clone(aggregate_seeds(unread_seeds()[1]))
+        assert cloned.stats.loss["mean"].tolist() == [2.0, 2.5, 3.0]
+        assert cloned.stats.loss.n.tolist() == [3, 2, 1]
+        assert cloned.meta.seeds == [1, 3, 2]
+        steps, summary = cloned.aligned("loss")
+        assert (steps.tolist(), summary.n.tolist()) == ([0, 1, 2], [3, 2, 1])
+
+
+def test_different_configurations_are_warned_of_when_the_aggregate_is_first_looked_at() -> None:
+    runs = {f"seed_{i}": seed({"a": [1.0]}, {"config_dict": {"lr": i}}) for i in (1, 2)}
+    result = aggregate_seeds(runs)
+    with pytest.warns(UserWarning, match="lr: 1 / 2"):
+        _ = result.stats
+    _ = result.meta, result.stats.a  # a second warning is an error here
+
+
+def test_the_statistics_of_seeds_are_mle_loggings_and_n_is_beside_them() -> None:
+    result = aggregate_seeds(
+        {"seed_1": seed({"loss": [1.0, 2.0]}), "seed_2": seed({"loss": [3.0]})}
+    )
+    assert list(result.stats.loss) == ["mean", "std", "p50", "p10", "p25", "p75", "p90"]
+    assert result.stats.loss.n.tolist() == result.stats.loss["n"].tolist() == [2, 1]
