@@ -9,11 +9,11 @@ import argparse
 import sys
 from typing import Any, Final
 
-from benchmarks import checkpoint, end_to_end, growth, harness, update_cost
+from benchmarks import checkpoint, end_to_end, growth, harness, loading, update_cost
 
 # A benchmark is a module with NAME, SIZES and run(size) -> Result.
 BENCHMARKS: Final[dict[str, Any]] = {
-    each.NAME: each for each in (update_cost, growth, end_to_end, checkpoint)
+    each.NAME: each for each in (update_cost, growth, end_to_end, checkpoint, loading)
 }
 
 

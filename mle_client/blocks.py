@@ -33,8 +33,13 @@ class Column(Protocol):
     def chunk_rows(self) -> int: ...
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> Array:
-        """The rows from `start` up to `stop`, or to the end; may be called by several threads."""
+    def read_into(self, target: Array, start: int) -> None:
+        """Read rows from `start` on; several threads may do so at once.
+
+        Args:
+            target: C-contiguous, of the shape of the rows that are wanted and of any type that
+                they can be converted to; all of them must be there.
+        """
 
     def load(self) -> Array:
         """All rows."""
@@ -75,9 +80,9 @@ class ArrayColumn:
     def __len__(self) -> int:
         return len(self._array)
 
-    def read(self, start: int, stop: int) -> Array:
-        """A view of some rows."""
-        return self._array[start:stop]
+    def read_into(self, target: Array, start: int) -> None:
+        """Copy some rows."""
+        target[...] = self._array[start : start + len(target)]
 
     def load(self) -> Array:
         """The array."""

@@ -198,26 +198,31 @@ def read_piece(file: OpenLog, storage: Storage, number: int, target: Array, star
         into[:] = bytes_[here.start * size : here.stop * size]
 
 
-def read_rows(file: OpenLog, path: bytes, storage: Storage, start: int, stop: int) -> Array:
-    """Some rows, as they are stored, in this machine's byte order.
+def read_into(file: OpenLog, path: bytes, storage: Storage, target: Array, start: int) -> None:
+    """Read rows from `start` on, converted to the type of `target`.
 
     Args:
         path: of the dataset in the file.
+        target: C-contiguous, of the shape of the rows.
     """
-    if storage.pieces is not None:
-        rows: Array = np.empty((max(0, stop - start), *storage.shape[1:]), storage.dtype)
-        step = storage.piece_rows
-        try:
-            for number in range(start // step, -(-stop // step)):
-                read_piece(file, storage, number, rows, start)
-            return rows.astype(storage.dtype.newbyteorder("="), copy=False)
-        except NOT_AS_DESCRIBED:
-            pass  # HDF5 can read it, or says what is wrong
-    return read_by_hdf5(file, path, storage, start, stop)
+    stop = start + len(target)
+    if storage.pieces is None:
+        target[...] = read_by_hdf5(file, path, storage, start, stop)
+        return
+    rows = target
+    if target.dtype != storage.dtype:
+        rows = np.empty(target.shape, storage.dtype)
+    try:
+        for number in range(start // storage.piece_rows, -(-stop // storage.piece_rows)):
+            read_piece(file, storage, number, rows, start)
+    except NOT_AS_DESCRIBED:  # HDF5 can read it, or says what is wrong
+        rows = read_by_hdf5(file, path, storage, start, stop)
+    if rows is not target:
+        target[...] = rows
 
 
 def read_by_hdf5(file: OpenLog, path: bytes, storage: Storage, start: int, stop: int) -> Array:
-    """The same, whatever way the dataset is stored."""
+    """Rows of a dataset, whatever way it is stored."""
     if not storage.values_a_row or stop <= start:
         shape = (max(0, stop - start), *storage.shape[1:])
         return np.empty(shape, storage.dtype.newbyteorder("="))

@@ -29,8 +29,8 @@ from mle_client.storage import (
     describe,
     read_all,
     read_by_hdf5,
+    read_into,
     read_piece,
-    read_rows,
     shape_and_dtype,
 )
 from mle_client.text import decoded, text_column, time_column
@@ -141,16 +141,25 @@ class StoredColumn(_Dataset, Unread):
         return self.shape[0]
 
     # --- its values -----------------------------------------------------------------------------
-    def read(self, start: int, stop: int) -> Array:
-        """The rows from `start` up to `stop`, or to the end."""
+    def read_into(self, target: Array, start: int) -> None:
+        """Read numbers from row `start` on."""
         storage = self.prepare()
         if self._small is not None:
-            rows = self._small[start:stop]
+            target[...] = self._small[start : start + len(target)]
         else:
             with self._file.reading():
-                stop = min(stop, storage.shape[0])
-                rows = read_rows(self._file, self._path, storage, start, stop)
-        return decoded(rows, self._escaped) if _is_text(storage.dtype) else rows
+                read_into(self._file, self._path, storage, target, start)
+
+    def read_text(self, start: int, stop: int) -> Array:
+        """Text of some rows, or up to the end."""
+        storage = self.prepare()
+        if self._small is not None:
+            return decoded(self._small[start:stop], self._escaped)
+        rows, *item = storage.shape
+        target: Array = np.empty((max(0, min(stop, rows) - start), *item), storage.dtype)
+        with self._file.reading():
+            read_into(self._file, self._path, storage, target, start)
+        return decoded(target, self._escaped)
 
     def load(self) -> Array:
         """All rows; also reads the updates at which they were logged."""
@@ -168,7 +177,7 @@ class StoredColumn(_Dataset, Unread):
     def _begin(self) -> _Loading:
         storage = self.prepare()
         if _is_text(storage.dtype):
-            return _Texts(self.read, storage, self._is_time)
+            return _Texts(self.read_text, storage, self._is_time)
         if self._small is not None:
             return _Small(self._small)
         return _Numbers(self._file, self._path, storage)

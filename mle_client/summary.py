@@ -139,12 +139,12 @@ class _Block:
     def fill(self, columns: Sequence[Column], start: int, stop: int, seed: int) -> None:
         """Read one seed's values, rows `start` to `stop` of its column."""
         row, column = self._values[seed], columns[seed]
-        filled = 0
-        if start < len(column):
-            part = column.read(start, min(stop, len(column)))
-            filled = part.size
+        _, *item = column.shape
+        rows = max(0, min(stop, len(column)) - start)
+        filled = rows * math.prod(item)
+        if filled:
             with np.errstate(over="ignore"):  # of extended precision
-                row[:filled] = part.reshape(-1)
+                column.read_into(row[:filled].reshape(rows, *item), start)
         row[filled : self.count] = np.nan
 
     def parts(self) -> list[slice]:
