@@ -238,23 +238,20 @@ def _datasets(run: Any, path: bytes, group: str, is_ours: bool) -> Iterator[tupl
     name = group.encode()
     if not run.links.exists(name):
         return
-    inside = path + b"/" + name
-    child = h5o.open(run, name)
+    child, inside = h5o.open(run, name), path + b"/" + name
     if is_ours:  # then all are datasets
         yield from ((_as_text(stored), inside + b"/" + stored) for stored in child)
-    else:
+    elif isinstance(child, h5g.GroupID):
         yield from _nested_datasets(child, inside, "")
 
 
 def _nested_datasets(group: Any, path: bytes, prefix: str) -> Iterator[tuple[str, bytes]]:
     """mle-logging makes groups of a name with slashes: they are joined to the name again."""
-    if not isinstance(group, h5g.GroupID):
-        return
     for name in group:
         child, inside, text = h5o.open(group, name), path + b"/" + name, prefix + _as_text(name)
         if isinstance(child, h5d.DatasetID):
             yield text, inside
-        else:
+        elif isinstance(child, h5g.GroupID):
             yield from _nested_datasets(child, inside, f"{text}/")
 
 
