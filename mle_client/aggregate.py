@@ -28,6 +28,7 @@ from mle_client.summary import Summary, summarise
 _SHARED: Final = ("experiment_dir", "eval_id", "config_fname", "model_type", "config_dict")
 # Of these, the ones that say that seeds do not belong together if they differ.
 _IDENTITY: Final = ("config_dict", "eval_id", "model_type")
+_SHOWN: Final = 5  # names of seeds in a warning
 _STATES: Final = ("running", "crashed", "finished")  # the first that any seed is in
 
 
@@ -100,12 +101,17 @@ def _warn_of_differences(runs: Mapping[str, RunLog]) -> None:
         present = [run.meta[key] for run in runs.values() if key in run.meta]
         if differences := _differences(present):
             warnings.warn(
-                f"{', '.join(runs)} are aggregated although their {key} differs "
+                f"{_shown(list(runs))} are aggregated although their {key} differs "
                 f"({described(differences)}): keep the runs of different configurations in "
                 "different folders",
                 UserWarning,
                 stacklevel=2,
             )
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _differences(values: Sequence[Any]) -> list[str]:

@@ -112,6 +112,11 @@ def describe(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, plai
     return Storage(shape, dtype, rows, _chunks(dataset, -(-shape[0] // rows)), filters)
 
 
+def is_plain(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether nothing has to be decompressed to read all of a dataset."""
+    return bool(dataset.get_storage_size() == math.prod(shape) * dtype.itemsize)
+
+
 def _dtype(kind: Any) -> np.dtype[Any]:
     """The numpy type of an HDF5 type."""
     found = next((dtype for known, dtype in _COMMON if kind.equal(known)), None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -27,6 +28,7 @@ from mle_client.storage import (
     Storage,
     attribute,
     describe,
+    is_plain,
     read_all,
     read_by_hdf5,
     read_into,
@@ -74,13 +76,32 @@ class StoredValue(_Dataset, Unread):
         """Read it: a list of one item becomes the item, text a str, the configuration a dict."""
         with self._opened() as dataset:
             stored = read_all(dataset, *shape_and_dtype(dataset))
-            if _is_text(stored.dtype):
+            if stored.dtype.kind in "SO":
                 stored = decoded(stored, h5a.exists(dataset, _ESCAPED))
             values = stored.tolist()
             value = values[0] if len(values) == 1 else values
             if self._name == "config_dict" and isinstance(value, str):
                 return config_from_text(value, attribute(dataset, _JSON) or "")
             return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is stored.  Args: escaped: whether C0 80 stands for NUL in text."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    escaped: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Text, of fixed or varying length."""
+        return self.dtype.kind in "SO"
+
+    @property
+    def is_small(self) -> bool:
+        """So little that HDF5 reads it as quickly as it says where it lies."""
+        return math.prod(self.shape) * self.dtype.itemsize < _SMALL_BYTES
 
 
 class StoredColumn(_Dataset, Unread):
@@ -91,7 +112,7 @@ class StoredColumn(_Dataset, Unread):
         rows: reads the updates at which it was logged; None if there is nothing to read.
     """
 
-    __slots__ = ("_escaped", "_is_time", "_rows", "_small", "_storage")
+    __slots__ = ("_found", "_is_time", "_kind", "_rows")
 
     def __init__(
         self, file: OpenLog, path: bytes, *, is_time: bool = False, rows: Once | None = None
@@ -99,67 +120,78 @@ class StoredColumn(_Dataset, Unread):
         super().__init__(file, path)
         self._is_time = is_time
         self._rows = rows
-        self._storage: Storage | None = None
-        self._small: Array | None = None  # all that is stored, if it is little
-        self._escaped = False
+        self._kind: _Kind | None = None
+        self._found: Storage | Array | None = None  # where it lies, or all of it if it is small
 
     # --- what it is -----------------------------------------------------------------------------
-    def prepare(self) -> Storage:
-        """Find out where it lies, after which reading needs no HDF5 as a rule."""
-        storage = self._storage
-        if storage is None:
+    def _ask(self) -> _Kind:
+        """What is stored."""
+        kind = self._kind
+        if kind is None:
             with self._opened() as dataset:
-                shape, dtype = shape_and_dtype(dataset)
-                if _is_text(dtype):
-                    self._escaped = h5a.exists(dataset, _ESCAPED)
-                if math.prod(shape) * dtype.itemsize < _SMALL_BYTES:
-                    self._small = read_all(dataset, shape, dtype)
-                    storage = Storage(shape, dtype)
+                kind = self._kind = self._kind_of(dataset)
+                if kind.is_small and is_plain(dataset, kind.shape, kind.dtype):
+                    self._found = read_all(dataset, kind.shape, kind.dtype)
+        return kind
+
+    def _kind_of(self, dataset: Any) -> _Kind:
+        shape, dtype = shape_and_dtype(dataset)
+        return _Kind(shape, dtype, dtype.kind in "SO" and h5a.exists(dataset, _ESCAPED))
+
+    def prepare(self) -> Storage | Array:
+        """Find out where it lies, after which reading needs no HDF5 as a rule.
+
+        Returns:
+            That, or all that is stored if it is little.
+        """
+        found = self._found
+        if found is None:
+            with self._opened() as dataset:
+                kind = self._kind = self._kind or self._kind_of(dataset)
+                if kind.is_small:
+                    found = read_all(dataset, kind.shape, kind.dtype)
                 else:
-                    storage = describe(dataset, shape, dtype, plain=self._file.plain)
-            self._storage = storage
-        return storage
+                    found = describe(dataset, kind.shape, kind.dtype, plain=self._file.plain)
+            self._found = found
+        return found
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, *shape of a value)."""
-        return self.prepare().shape
+        return self._ask().shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of its values; object for text."""
-        stored = self.prepare().dtype
-        return np.dtype(object) if _is_text(stored) else stored.newbyteorder("=")
+        kind = self._ask()
+        return np.dtype(object) if kind.is_text else kind.dtype.newbyteorder("=")
 
     @property
     def chunk_rows(self) -> int:
         """Rows that are compressed together."""
-        storage = self.prepare()
-        return storage.piece_rows if storage.filters else 1
+        found = self.prepare()
+        return found.piece_rows if isinstance(found, Storage) and found.filters else 1
 
     def __len__(self) -> int:
         return self.shape[0]
 
     # --- its values -----------------------------------------------------------------------------
     def read_into(self, target: Array, start: int) -> None:
-        """Read numbers from row `start` on."""
-        storage = self.prepare()
-        if self._small is not None:
-            target[...] = self._small[start : start + len(target)]
-        else:
+        """Read what is stored from row `start` on."""
+        found = self.prepare()
+        if isinstance(found, Storage):
             with self._file.reading():
-                read_into(self._file, self._path, storage, target, start)
+                read_into(self._file, self._path, found, target, start)
+        else:
+            target[...] = found[start : start + len(target)]
 
-    def read_text(self, start: int, stop: int) -> Array:
+    def _read_text(self, start: int, stop: int) -> Array:
         """Text of some rows, or up to the end."""
-        storage = self.prepare()
-        if self._small is not None:
-            return decoded(self._small[start:stop], self._escaped)
-        rows, *item = storage.shape
-        target: Array = np.empty((max(0, min(stop, rows) - start), *item), storage.dtype)
-        with self._file.reading():
-            read_into(self._file, self._path, storage, target, start)
-        return decoded(target, self._escaped)
+        kind = self._ask()
+        rows, *item = kind.shape
+        stored: Array = np.empty((min(stop, rows) - start, *item), kind.dtype)
+        self.read_into(stored, start)
+        return decoded(stored, kind.escaped)
 
     def load(self) -> Array:
         """All rows; also reads the updates at which they were logged."""
@@ -175,12 +207,13 @@ class StoredColumn(_Dataset, Unread):
         return [column._end(loading) for column, loading in zip(unread, loadings, strict=True)]
 
     def _begin(self) -> _Loading:
-        storage = self.prepare()
-        if _is_text(storage.dtype):
-            return _Texts(self.read_text, storage, self._is_time)
-        if self._small is not None:
-            return _Small(self._small)
-        return _Numbers(self._file, self._path, storage)
+        found, kind = self.prepare(), self._ask()
+        if kind.is_text:
+            storage = found if isinstance(found, Storage) else Storage(kind.shape, kind.dtype)
+            return _Texts(self._read_text, storage, self._is_time)
+        if isinstance(found, Storage):
+            return _Numbers(self._file, self._path, found)
+        return _Small(found)
 
     def _end(self, loading: _Loading) -> Array:
         with self._file.reading():
@@ -284,7 +317,3 @@ class _Texts:
         """The text."""
         blocks = [self._blocks[start] for start in sorted(self._blocks)]
         return time_column(blocks) if self._is_time else text_column(blocks, self._shape)
-
-
-def _is_text(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "SO"

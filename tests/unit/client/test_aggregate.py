@@ -119,6 +119,12 @@ def test_different_configurations_in_one_group_are_warned_of() -> None:
         assert aggregate_seeds(runs).meta.config_dict == {"lr": 1}
 
 
+def test_a_warning_names_some_of_many_seeds() -> None:
+    runs = {f"seed_{i}": seed({}, {"config_dict": {"lr": i}}) for i in range(100)}
+    with pytest.warns(UserWarning, match="seed_0, seed_1, seed_2, seed_3, seed_4 and 95 more are"):
+        _ = aggregate_seeds(runs).meta
+
+
 def test_equal_configurations_are_not_warned_of_even_with_nan_in_them() -> None:
     runs = {f"seed_{i}": seed({}, {"config_dict": {"lr": float("nan")}}) for i in (1, 2)}
     aggregate_seeds(runs).load()  # a warning is an error here

@@ -19,6 +19,7 @@ from mle_client import layout, storage, stored
 from mle_client.errors import LogDamaged
 from mle_client.lazydict import Deferred, Once
 from mle_client.openlog import OpenLog
+from mle_client.storage import Storage
 from mle_client.stored import StoredColumn, StoredValue
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -67,6 +68,12 @@ def rows_of(column: StoredColumn, start: int, stop: int, dtype: Any = None) -> n
     return target
 
 
+def pieces_of(column: StoredColumn) -> Any:
+    found = column.prepare()
+    assert isinstance(found, Storage)
+    return found.pieces
+
+
 # --- numbers --------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("nothing_is_small")
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +87,7 @@ def test_numbers_are_the_stored_ones_in_native_order(
     column = column_of(path)
     assert (column.shape, len(column)) == (values.shape, 50)
     assert column.dtype == values.dtype.newbyteorder("=")
-    assert (column.prepare().pieces is not None) == (kind in DIRECT)
+    assert (pieces_of(column) is not None) == (kind in DIRECT)
     loaded = column.load()
     assert loaded.dtype == column.dtype
     assert loaded.tobytes() == values.astype(column.dtype).tobytes()
@@ -115,7 +122,7 @@ def test_only_whole_rows_in_a_chunk_are_read_without_hdf5(path: str) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("x", data=values, chunks=(4, 3), compression="gzip")
     column = column_of(path)
-    assert column.prepare().pieces is None
+    assert pieces_of(column) is None
     assert rows_of(column, 3, 7).tolist() == values[3:7].tolist()
     assert column.load().tolist() == values.tolist()
 
@@ -176,7 +183,7 @@ def test_a_type_that_numpy_lacks_is_converted(path: str) -> None:
         dataset = h5d.create(file.id, b"x", narrow, space)
         dataset.write(h5s.ALL, h5s.ALL, np.array([1.0, 1.5, -2.0]))
     column = column_of(path)
-    assert column.prepare().pieces is None
+    assert pieces_of(column) is None
     assert column.load().tolist() == [1.0, 1.5, -2.0]
 
 
@@ -221,7 +228,7 @@ def test_text_is_that_of_hdf5(
     column = column_of(path)
     assert column.dtype == object
     assert column.load().tolist() == TEXTS
-    assert column.read_text(10, 20).tolist() == TEXTS[10:20]
+    assert column._read_text(10, 20).tolist() == TEXTS[10:20]
 
 
 @pytest.mark.usefixtures("nothing_is_small")
@@ -281,6 +288,18 @@ def test_columns_that_are_loaded_together_are_those_loaded_alone(
     for array, (_, values) in zip(found, columns.values(), strict=True):
         expected = values.astype(str) if values.dtype.kind == "S" else values
         assert array.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("small", [0, 10**9], ids=["large", "small"])
+def test_what_a_column_is_needs_no_decompressing(
+    path: str, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(stored, "_SMALL_BYTES", small)
+    store(path, values_of("<f4", (50,)), **KINDS["sealed"])
+    for number in range(8):
+        damage(path, number)
+    column = column_of(path)
+    assert (len(column), column.shape, column.dtype) == (50, (50,), np.float32)
 
 
 def test_loading_a_column_also_reads_at_which_updates_it_was_logged(path: str) -> None:
