@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import subprocess
@@ -549,3 +550,31 @@ def test_hundreds_of_large_files_need_few_descriptors(tmp_path) -> None:
         env=discovery.python_environment(),
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("small", [0, 10**9], ids=["by pieces", "by HDF5"])
+def test_a_merged_log_that_hdf5_has_closed_and_somebody_removed_can_still_be_read(
+    tmp_path, monkeypatch, small
+) -> None:
+    monkeypatch.setattr(stored, "_SMALL_BYTES", small)
+    monkeypatch.setattr(openlog, "_MOST_HDF5_FILES", 1)
+    first = write(tmp_path / "first.hdf5", {"seed_1": [1.0, 2.0], "seed_2": [3.0]})
+    second = write(tmp_path / "second.hdf5", {"seed_1": [4.0], "seed_2": [5.0]})
+    one, other = load_log(first), load_log(second)
+    first.unlink()
+    os.replace(write(tmp_path / "third.hdf5", {"seed_9": [9.0]}), second)
+    assert one.seed_1.stats.loss.tolist() == [1.0, 2.0]
+    assert other.seed_2.stats.loss.tolist() == [5.0]
+    assert one.seed_2.time.num_updates.tolist() == [1]
+
+
+def test_a_log_that_may_not_be_read_is_named_with_what_to_do(tmp_path, monkeypatch) -> None:
+    write(tmp_path / "logs/log_seed_1.hdf5", {"seed_1": [1.0]})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Unable to open file")
+
+    monkeypatch.setattr(h5py, "File", refuse)  # root may read everything
+    with pytest.raises(PermissionError, match=r"may not read it: ask its owner.*log_seed_1\.hdf5"):
+        load_log(tmp_path)
