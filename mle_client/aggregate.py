@@ -59,8 +59,8 @@ def _aggregated(runs: dict[str, RunLog], each: Each) -> tuple[Mapping[str, AttrD
     seeds = list(runs.values())
     ticks = max(seed.ticks for seed in seeds)
     columns = {
-        (group, key): _Columns([_column(seed, group, key) for seed in seeds], ticks)
-        for group in ("stats", "time")
+        (group, key): _Columns([_column(seed, group, key) for seed in seeds], ticks, longest)
+        for group, longest in (("stats", _longest), ("time", _longest_clock))
         for key in _names(seeds, group)
     }
     meta = LazyDict(
@@ -135,11 +135,17 @@ class _Columns:
     Args:
         of_seeds: one a seed, None where a seed lacks the key.
         ticks: of the longest seed.
+        longest: finds the longest of them.
     """
 
-    def __init__(self, of_seeds: Sequence[_SeedsColumn | None], ticks: int) -> None:
+    def __init__(
+        self,
+        of_seeds: Sequence[_SeedsColumn | None],
+        ticks: int,
+        longest: Callable[[Sequence[_SeedsColumn]], _SeedsColumn],
+    ) -> None:
         self.of_seeds = of_seeds
-        self.rows = Once(Deferred(partial(_rows, self.present(), ticks)))
+        self.rows = Once(Deferred(partial(_rows, longest, self.present(), ticks)))
 
     def present(self) -> list[_SeedsColumn]:
         """Those of the seeds that have the key."""
@@ -160,10 +166,14 @@ def _longest(columns: Sequence[_SeedsColumn]) -> _SeedsColumn:
     return max(columns, key=lambda each: (len(each.column), each.ticks))
 
 
-def _rows(columns: Sequence[_SeedsColumn], ticks: int) -> Rows | None:
+def _rows(
+    longest: Callable[[Sequence[_SeedsColumn]], _SeedsColumn],
+    columns: Sequence[_SeedsColumn],
+    ticks: int,
+) -> Rows | None:
     """At which updates an aggregate's steps were logged: those of the longest column."""
     try:
-        rows = _longest(columns).row_numbers()
+        rows = longest(columns).row_numbers()
     except ValueError:  # a file of mle-logging's does not say
         return None
     return None if len(rows) == ticks else rows
@@ -178,12 +188,24 @@ class _Clock(Unread):
         self._columns = columns
 
     def __len__(self) -> int:
-        return len(_longest(self._columns.present()).column)
+        return len(_longest_clock(self._columns.present()).column)
 
     def load(self) -> Array:
         """Read it, and at which updates it was logged."""
         self._columns.rows.load()
-        return _longest(self._columns.present()).column.load()
+        return _longest_clock(self._columns.present()).column.load()
+
+
+def _longest_clock(clocks: Sequence[_SeedsColumn]) -> _SeedsColumn:
+    """What `_longest` gives, without asking every file: no clock has more values than updates."""
+    longest_first = sorted(clocks, key=lambda each: each.ticks, reverse=True)
+    best, length = longest_first[0], len(longest_first[0].column)
+    for each in longest_first[1:]:
+        if each.ticks <= length:
+            break
+        if len(each.column) > length:
+            best, length = each, len(each.column)
+    return best
 
 
 class _Statistic(Unread):

@@ -133,8 +133,11 @@ def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bo
     for path in files:
         file = OpenLog(path, hold=large)
         lasting &= file.held
-        read = reader.find_runs if file.held or (large and asked.aggregate) else reader.load_runs
-        for key, run in read(file, asked.only).items():
+        if large and asked.aggregate:  # of the clocks only one seed's will be read
+            found = reader.find_runs(file, asked.only, soon=("stats",))
+        else:
+            found = (reader.find_runs if file.held else reader.load_runs)(file, asked.only)
+        for key, run in found.items():
             if key not in runs or logfiles.recency(run) >= logfiles.recency(runs[key]):
                 runs[key] = run
     return runs, lasting

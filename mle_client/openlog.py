@@ -25,9 +25,7 @@ import h5py
 from mle_client.errors import LogDamaged, LogNotFound
 
 ADVICE: Final = "restore it from a copy, or move it out of the folder"
-_NOT_ALLOWED: Final = (
-    "this user may not read it: ask its owner to allow it, or load it as them"
-)
+_NOT_ALLOWED: Final = "this user may not read it: ask its owner to allow it, or load it as them"
 # Of this process's descriptors: the others are the program's own.
 _DESCRIPTOR_SHARE: Final = 4
 _MOST_DESCRIPTORS: Final = 1024

@@ -87,20 +87,29 @@ def load_runs(file: OpenLog, only: Collection[str] | None = None) -> dict[RunKey
     return runs
 
 
-def find_runs(file: OpenLog, only: Collection[str] | None = None) -> dict[RunKey, RunLog]:
+def find_runs(
+    file: OpenLog,
+    only: Collection[str] | None = None,
+    soon: Collection[str] = ("stats", "time"),
+) -> dict[RunKey, RunLog]:
     """Find every run of a log file.  What they hold is read when it is wanted.
 
     Args:
         file: is closed if it is no log.
+        only: see `read_runs`.
+        soon: groups whose columns are likely to be wanted, so that of a file with a single run it
+            is found out at once where they lie.
     """
     try:
-        return _find(file, only)
+        return _find(file, only, soon)
     except BaseException:
         file.close()
         raise
 
 
-def _find(file: OpenLog, only: Collection[str] | None) -> dict[RunKey, RunLog]:
+def _find(
+    file: OpenLog, only: Collection[str] | None, soon: Collection[str]
+) -> dict[RunKey, RunLog]:
     with file.reading():
         hdf5 = file.hdf5()  # is kept open until this returns
         found = list(_find_runs(hdf5, b"", ()))
@@ -111,17 +120,18 @@ def _find(file: OpenLog, only: Collection[str] | None) -> dict[RunKey, RunLog]:
     }
     if len(openings) == 1:  # then HDF5 need not keep the file open
         (opening,) = openings.values()
-        _prepare(*opening())
+        groups, _ = opening()
+        _prepare(groups, soon)
         file.rest()
     return {key: RunLog.unopened(opening) for key, opening in openings.items()}
 
 
-def _prepare(groups: Mapping[str, AttrDict], facts: Facts) -> None:
-    """Read all of a run but its columns, which need no HDF5 after that as a rule."""
-    for group in groups.values():
-        for each in dict.values(group):
-            if isinstance(each, StoredColumn):
-                each.prepare()
+def _prepare(groups: Mapping[str, AttrDict], soon: Collection[str]) -> None:
+    """Read meta/, and find out where columns lie: they need no HDF5 after that as a rule."""
+    for name in soon:
+        for column in dict.values(groups[name]):
+            if isinstance(column, StoredColumn):
+                column.prepare()
     groups["meta"].items()  # which are read for that
 
 

@@ -60,6 +60,28 @@ def test_of_equally_long_clocks_that_of_the_longest_seed_is_taken() -> None:
     assert aggregate_seeds(runs).time.epoch.tolist() == [3]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ({"a": (5, 2), "b": (4, 4), "c": (9, 1)}, "b"),  # of each: updates, values of the clock
+        ({"a": (5, 5), "b": (5, 5), "c": (4, 4)}, "a"),
+        ({"a": (4, 3), "b": (9, 3), "c": (3, 3)}, "b"),
+        ({"a": (1, 1), "b": (2, 2), "c": (3, 3)}, "c"),
+    ],
+)
+def test_a_clock_is_that_of_the_seed_with_most_values_of_it(lengths, expected) -> None:
+    runs = {
+        name: RunLog(
+            {},
+            {},
+            {"num_updates": np.arange(ticks), "epoch": np.array([ord(name)] * values)},
+        )
+        for name, (ticks, values) in lengths.items()
+    }
+    clock = aggregate_seeds(runs).time.epoch
+    assert clock.tolist() == [ord(expected)] * lengths[expected][1]
+
+
 def test_a_clock_that_the_longest_seed_lacks_is_kept() -> None:
     short = RunLog({}, {}, {"num_updates": np.array([1]), "epoch": np.array([5])})
     result = aggregate_seeds({"seed_1": short, "seed_2": seed({"a": [1.0, 2.0]})})
