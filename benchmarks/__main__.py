@@ -14,6 +14,7 @@ from benchmarks import (
     end_to_end,
     growth,
     harness,
+    loading,
     merge_beside,
     merging,
     update_cost,
@@ -21,7 +22,8 @@ from benchmarks import (
 
 # A benchmark is a module with NAME, SIZES and run(size) -> Result.
 BENCHMARKS: Final[dict[str, Any]] = {
-    each.NAME: each for each in (update_cost, growth, end_to_end, checkpoint, merging, merge_beside)
+    each.NAME: each
+    for each in (update_cost, growth, end_to_end, checkpoint, loading, merging, merge_beside)
 }
 
 

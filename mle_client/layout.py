@@ -64,6 +64,14 @@ def log_path(experiment_dir: str, seed_id: str) -> str:
     return posixpath.join(experiment_dir, "logs/", f"log_{seed_id}.hdf5")
 
 
+def seed_of_log(path: str) -> str | None:
+    """The seed whose log a path of `log_path` is; None in others."""
+    name = posixpath.basename(path)
+    if not (name.startswith("log_") and name.endswith(".hdf5")):
+        return None
+    return name[len("log_") : -len(".hdf5")] or None
+
+
 def merged_log_path(experiment_dir: str) -> str:
     """The merged log of all seeds of an experiment."""
     return posixpath.join(experiment_dir, "logs/", "log.hdf5")

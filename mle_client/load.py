@@ -1,27 +1,28 @@
 """`load_log` and `load_meta_log`: from a folder or a file to runs.
 
-It asks a live daemon to publish first, and works without one.  HDF5 itself is `reader`'s, what
-comes back is described in `metalog`, the mean over seeds in `aggregate`.
+It asks a live daemon to publish first, and works without one.  Which files there are is for
+`logfiles`, HDF5 for `reader`; what comes back is described in `metalog`, the mean over seeds in
+`aggregate`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mle_client import layout
+from mle_client import layout, parallel
 from mle_client.aggregate import aggregate_seeds as aggregate_over
+from mle_client.attrdict import AttrDict
 from mle_client.errors import LogNotFound
-from mle_client.metalog import AttrDict, MetaLog, RunLog
+from mle_client.metalog import MetaLog, RunLog
 from mle_client.seeds import NaturalKey, natural_key
 
 if TYPE_CHECKING:
     from mle_client.reader import RunKey
 
-# Of reading a folder whose files are being merged: each attempt lists it anew.
-_ATTEMPTS: Final = 10
 _AGGREGATED: Final = "eval"  # mle-logging's name for the aggregated seeds of one folder
 
 
@@ -47,6 +48,10 @@ def load_log(
         seeds inside; or, aggregated, configurations, or "eval" for seeds without one.  A single run
         without a seed is returned itself, with `.meta`, `.stats` and `.time`.
 
+        Of small logs everything is read at once.  Where the files have more than some MB, a column
+        is read when it is first looked at, and a statistic aggregated when it is; what is read is
+        as it was when `load_log` was called, even if the files are replaced or removed meanwhile.
+
         Other than in mle-logging, text is text and not bytes, values have the type that was
         logged, `meta.eval_id` is "" where there is none, and `meta.seeds` always a list.
 
@@ -59,7 +64,7 @@ def load_log(
     path = os.fspath(experiment_dir)
     publish_before_reading(path)
     names = {only} if isinstance(only, str) else None if only is None else set(only)
-    return _assemble(_read(path, names), aggregate_seeds, reload_log)
+    return _load(path, _Asked(names, aggregate_seeds, reload_log))
 
 
 def load_meta_log(
@@ -76,71 +81,90 @@ def load_meta_log(
     return load_log(log_fname, aggregate_seeds, reload_log, only=only)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is wanted.  Args: see `load_log`."""
+
+    only: set[str] | None
+    aggregate: bool
+    reload_log: bool
+
+
 # --- files ----------------------------------------------------------------------------------------
-def _read(path: str, only: set[str] | None) -> dict[RunKey, RunLog]:
-    """All runs at a path.  Files may be replaced and merged meanwhile."""
-    from mle_client.reader import read_runs  # here, so that importing this module loads no HDF5
+def _load(path: str, asked: _Asked) -> MetaLog | RunLog:
+    """Load what is at a path.  Files may be replaced and merged meanwhile."""
+    from mle_client import logfiles  # here, so that importing this module loads no HDF5
 
-    for _ in range(_ATTEMPTS):
-        runs: dict[RunKey, RunLog] = {}
+    for _ in range(logfiles.ATTEMPTS):
+        seed_id = layout.seed_of_log(path)
+        if seed_id is not None and not os.path.exists(path):
+            return logfiles.read_seed(path, seed_id, partial(_load_seed, seed_id, asked))
+        files = logfiles.log_files(path)
         try:
-            for file in _log_files(path):
-                for key, run in read_runs(file, only).items():
-                    if key not in runs or _recency(run) >= _recency(runs[key]):
-                        runs[key] = run
-        except LogNotFound as error:
-            if error.path == path:
-                raise
+            return _put_together(*_read(files, asked), asked)
+        except LogNotFound:  # replaced, or merged with others
             continue
-        return runs
-    raise LogNotFound(path, f"its files vanished while being read, {_ATTEMPTS} times: try again")
+    raise logfiles.vanished(path)
 
 
-def _recency(run: RunLog) -> tuple[float, int]:
-    """Orders runs of one name; the greater is the newer."""
-    return (-math.inf if run.start_time is None else run.start_time), run.ticks
+def _load_seed(seed_id: str, asked: _Asked, file: str) -> MetaLog | RunLog:
+    """Load one seed of a file that has several."""
+    runs, lasting = _read([file], asked)
+    key = (None, seed_id)
+    if key not in runs:
+        raise LogNotFound(file, f"it holds no run named {seed_id!r} any more")
+    return _put_together({key: runs[key]}, lasting, asked)
 
 
-def _log_files(path: str) -> list[str]:
-    """The log files of a folder, a merged one first; or the file itself."""
-    if os.path.isfile(path):
-        return [path]
-    if not os.path.isdir(path):
-        raise LogNotFound(path, "there is no such folder or file: check the path")
-    names = _hdf5_names(os.path.join(path, "logs"))
-    if not names:
-        raise LogNotFound(path, f"there is no log in its folder logs/{_suggestion(path)}")
-    return [os.path.join(path, "logs", name) for name in names]
+def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bool]:
+    """All runs of some files.
 
+    Returns:
+        The runs, and whether all of them can be read whatever becomes of the files, although not
+        all of their columns are in memory.  The columns of others are, unless they are to be
+        aggregated: then that must be done before a file is replaced.
+    """
+    from mle_client import logfiles, reader
+    from mle_client.openlog import OpenLog
 
-def _hdf5_names(folder: str) -> list[str]:
-    if not os.path.isdir(folder):
-        return []
-    # Names that begin with a dot are other programs' helpers.
-    return sorted(n for n in os.listdir(folder) if n.endswith(".hdf5") and not n.startswith("."))
-
-
-def _suggestion(path: str) -> str:
-    """Where there are logs, if not at the path: a configuration's folder lies one below."""
-    inside = [name for name in sorted(os.listdir(path)) if _hdf5_names(f"{path}/{name}/logs")]
-    files = _hdf5_names(path)
-    if inside or files:
-        return ": load " + " or ".join(os.path.join(path, name) for name in (*inside, *files))
-    return ": a run appears there when it is first saved"
+    large = sum(map(reader.file_size, files)) > reader.SMALL_BYTES
+    lasting = large
+    runs: dict[RunKey, RunLog] = {}
+    for path in files:
+        file = OpenLog(path, hold=large)
+        lasting &= file.held
+        if large and asked.aggregate:  # of the clocks only one seed's will be read
+            found = reader.find_runs(file, asked.only, soon=("stats",))
+        else:
+            found = (reader.find_runs if file.held else reader.load_runs)(file, asked.only)
+        for key, run in found.items():
+            if key not in runs or logfiles.recency(run) >= logfiles.recency(runs[key]):
+                runs[key] = run
+    return runs, lasting
 
 
 # --- runs -----------------------------------------------------------------------------------------
-def _assemble(runs: Mapping[RunKey, RunLog], aggregate: bool, reload_log: bool) -> MetaLog | RunLog:
+def _put_together(runs: Mapping[RunKey, RunLog], lasting: bool, asked: _Asked) -> MetaLog | RunLog:
+    """Put runs together, and read what cannot be read later."""
+    log = _assemble(runs, asked)
+    if asked.aggregate and not lasting:
+        for run in [log] if isinstance(log, RunLog) else log.meta_log.values():
+            run.load()
+    return log
+
+
+def _assemble(runs: Mapping[RunKey, RunLog], asked: _Asked) -> MetaLog | RunLog:
     if set(runs) == {(None, layout.NO_SEED)}:
         run = runs[None, layout.NO_SEED]
-        return MetaLog({layout.NO_SEED: run}) if reload_log else run
+        return MetaLog({layout.NO_SEED: run}) if asked.reload_log else run
     configs: dict[str | None, dict[str, RunLog]] = {}
     for config, seed in sorted(runs, key=_order):
         configs.setdefault(config, {})[seed] = runs[config, seed]
     entries: dict[str, Any] = {}
     for config, seeds in configs.items():
-        if aggregate:
-            entries[_AGGREGATED if config is None else config] = aggregate_over(seeds)
+        if asked.aggregate:
+            name = _AGGREGATED if config is None else config
+            entries[name] = aggregate_over(seeds, parallel.each)
         elif config is None:
             entries.update(seeds)
         else:

@@ -7,100 +7,100 @@ Pure: it reads no file, and knows nothing of where the values came from.
     RunLog  ── "meta" | "stats" | "time" ──> AttrDict ── name ──> value or column
 
 Everything is reached by attribute and by key: `log.seed_1.stats.loss` and
-`log["seed_1"]["stats"]["loss"]` are the same array.
+`log["seed_1"]["stats"]["loss"]` are the same array.  Of large files a column is read when it is
+first looked at (`lazydict`); names, lengths and the facts about a run need no column.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from mle_client import layout
+from mle_client.attrdict import AttrDict, absent
+from mle_client.blocks import Array
+from mle_client.lazydict import Deferred, LazyDict, Once, Unread, load_nested, peek
+from mle_client.summary import Summary
 
-Array: TypeAlias = "npt.NDArray[Any]"
+__all__ = ["Array", "AttrDict", "Facts", "MetaLog", "Opening", "Rows", "RunLog"]
+
 Rows: TypeAlias = "npt.NDArray[np.int64]"
 
 _CLOCK: Final = "num_updates"  # that every run of ours has
-_NAMES_IN_ERRORS: Final = 20  # of the names that exist, where one was asked for that does not
 
 
-class AttrDict(dict[str, Any]):
-    """A dict whose keys are attributes too.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a run beside its columns.
 
-    Where a key is also the name of a method ("keys", "items"), the attribute is the method and
-    the key is reached by [] alone.
+    Args:
+        state: "running", "finished" or "crashed"; None where the file does not say.
+        start_time: seconds since the epoch at which its clock "time_elapsed" is 0, or None.
+        ticks: how many updates it has; None where only the clocks tell.
+        rows: {`layout.rows_name(group, key)`: shape (n,), the updates at which the key was
+            logged}; may be unread.  None, or no such name, where it was logged at every one or
+            nobody knows.
     """
 
-    __slots__ = ()
-
-    @classmethod
-    def nested(cls, value: Any) -> Any:
-        """The value with every dict inside it, also those in lists, made an `AttrDict`."""
-        if isinstance(value, Mapping):
-            return cls((key, cls.nested(item)) for key, item in value.items())
-        if isinstance(value, list):
-            return [cls.nested(item) for item in value]
-        return value
-
-    def toDict(self) -> dict[str, Any]:
-        """Plain dicts all the way down."""
-        return {k: v.toDict() if isinstance(v, AttrDict) else v for k, v in self.items()}
-
-    def copy(self) -> AttrDict:
-        """A shallow copy of the same type."""
-        return copy.copy(self)
-
-    def __missing__(self, key: object) -> Any:
-        raise KeyError(_absent(key, self))
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise AttributeError(_absent(name, self))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if hasattr(type(self), name):
-            super().__setattr__(name, value)  # refuses to replace a method
-        else:
-            self[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        if name not in self:
-            raise AttributeError(_absent(name, self))
-        del self[name]
-
-    def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self]
+    state: str | None = None
+    start_time: float | None = None
+    ticks: int | None = None
+    rows: Mapping[str, Rows | Once | None] = field(default_factory=dict)
 
 
-def _absent(name: object, available: Mapping[str, Any]) -> str:
-    names = list(available)
-    shown = ", ".join(map(repr, names[:_NAMES_IN_ERRORS])) or "nothing"
-    return f"no {name!r} here; there is {shown}" + (" …" if len(names) > _NAMES_IN_ERRORS else "")
+class Opening:
+    """A run that is opened when something of it is first looked at.
+
+    Args:
+        open_run: returns its groups "meta", "stats" and "time", and the facts; is called once, or
+            again where it failed.
+    """
+
+    __slots__ = ("_open_run", "_opened")
+
+    def __init__(self, open_run: Callable[[], tuple[Mapping[str, AttrDict], Facts]]) -> None:
+        self._open_run: Callable[[], tuple[Mapping[str, AttrDict], Facts]] | None = open_run
+        self._opened: tuple[Mapping[str, AttrDict], Facts] | None = None
+
+    def __call__(self) -> tuple[Mapping[str, AttrDict], Facts]:
+        open_run = self._open_run
+        if open_run is not None:
+            self._opened = open_run()
+            self._open_run = None  # which may keep a file open
+        assert self._opened is not None
+        return self._opened
+
+    def group(self, name: str) -> AttrDict:
+        """One of the groups."""
+        return self()[0][name]
 
 
-class RunLog(AttrDict):
+class RunLog(LazyDict):
     """One run: its keys are "meta", "stats" and "time".
 
     Args:
         meta: values about the run.
         stats: one column a statistic, shape (n, *item); of aggregated seeds, see `aggregate`.
         time: one column a clock, shape (n,).
-        rows: {`layout.rows_name(group, key)`: shape (n,), the ticks at which the key was logged},
-            for keys that not every tick has.
-        state: "running", "finished" or "crashed"; None where the file does not say.
-        start_time: seconds since the epoch at which its clock "time_elapsed" is 0, or None.
+        rows, state, start_time: see `Facts`.
     """
 
-    __slots__ = ("_rows", "_start_time", "_state")
+    __slots__ = ("_known",)
 
-    _rows: dict[str, Rows]
-    _state: str | None
-    _start_time: float | None
+    _known: Facts | Opening
 
     def __init__(
         self,
@@ -108,29 +108,59 @@ class RunLog(AttrDict):
         stats: Mapping[str, Any],
         time: Mapping[str, Any],
         *,
-        rows: Mapping[str, Rows] | None = None,
+        rows: Mapping[str, Rows | None] | None = None,
         state: str | None = None,
         start_time: float | None = None,
     ) -> None:
         super().__init__(meta=AttrDict(meta), stats=AttrDict(stats), time=AttrDict(time))
-        self._rows = dict(rows or {})
-        self._state = state
-        self._start_time = start_time
+        self._known = Facts(state, start_time, None, dict(rows or {}))
+
+    @classmethod
+    def unopened(cls, opening: Opening) -> RunLog:
+        """A run that is opened when something of it is first looked at."""
+        groups = {group: Deferred(partial(opening.group, group)) for group in layout.GROUPS}
+        return cls._of(groups, opening)
+
+    @classmethod
+    def _of(cls, groups: Mapping[str, AttrDict | Unread], known: Facts | Opening) -> RunLog:
+        run = cls.__new__(cls)
+        run.update(groups)
+        run._known = known
+        return run
+
+    @property
+    def _facts(self) -> Facts:
+        return self._known()[1] if isinstance(self._known, Opening) else self._known
 
     @property
     def state(self) -> str | None:
         """State of the run: "running", "finished", "crashed"; None where the file does not say."""
-        return self._state
+        return self._facts.state
 
     @property
     def start_time(self) -> float | None:
         """When the run began, in seconds since the epoch; None where the file does not say."""
-        return self._start_time
+        return self._facts.start_time
 
     @property
     def ticks(self) -> int:
         """How many updates the run has."""
-        return max(map(len, self.time.values()), default=0)
+        known = self._facts.ticks
+        if known is not None:
+            return known
+        return max((len(peek(self.time, clock)) for clock in self.time), default=0)
+
+    def load(self) -> RunLog:
+        """Read all that is not read yet; no file is needed after that.
+
+        Returns:
+            The run itself.
+        """
+        load_nested(self)
+        facts = self._facts
+        rows = {name: _read_rows(rows) for name, rows in facts.rows.items()}
+        self._known = replace(facts, rows={k: v for k, v in rows.items() if v is not None})
+        return self
 
     def aligned(self, key: str, clock: str = "num_updates") -> tuple[Array, Any]:
         """Line a statistic up with a clock.
@@ -142,7 +172,7 @@ class RunLog(AttrDict):
         Returns:
             Two of equal length: the clock's values at the updates that logged the statistic, shape
             (n,), and the statistic's values there, shape (n, *item).  Of aggregated seeds the
-            second is a dict of such arrays.
+            second is a `Summary` of such arrays.
 
         Raises:
             KeyError: there is no such statistic or clock.
@@ -157,8 +187,8 @@ class RunLog(AttrDict):
             assume_unique=True,
             return_indices=True,
         )
-        if isinstance(values, AttrDict):
-            return steps[at_step], AttrDict((k, v[at_value]) for k, v in values.items())
+        if isinstance(values, Summary):
+            return steps[at_step], values.at(at_value)
         return steps[at_step], values[at_value]
 
     def row_numbers(self, group: str, key: str) -> Rows:
@@ -167,11 +197,11 @@ class RunLog(AttrDict):
         Raises:
             ValueError: the file does not say.
         """
-        stored = self._rows.get(layout.rows_name(group, key))
+        column = peek(self[group], key)
+        stored = _read_rows(self._facts.rows.get(layout.rows_name(group, key)))
         if stored is not None:
             return stored
-        column = self[group][key]
-        length = len(next(iter(column.values()))) if isinstance(column, AttrDict) else len(column)
+        length = len(column.n) if isinstance(column, Summary) else len(column)
         if length != self.ticks:
             raise ValueError(
                 f"{key!r} has {length} values in a run of {self.ticks} updates, and the file does "
@@ -211,6 +241,14 @@ class RunLog(AttrDict):
 
         return frames.to_xarray([(None, None, self)])
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self.load()
+        return RunLog._of, ({group: self[group] for group in layout.GROUPS}, self._known)
+
+
+def _read_rows(rows: Rows | Once | None) -> Rows | None:
+    return rows.load() if isinstance(rows, Once) else rows
+
 
 class MetaLog:
     """Runs by name.
@@ -221,15 +259,26 @@ class MetaLog:
     Attributes:
         meta_log: the same.
         num_configs: how many names.
-        meta_vars, stats_vars, time_vars: names that any run has in the group.
     """
 
     def __init__(self, meta_log: Mapping[str, Any]) -> None:
         self.meta_log = AttrDict(meta_log)
         self.num_configs = len(self.meta_log)
-        self.meta_vars = self._names("meta")
-        self.stats_vars = self._names("stats")
-        self.time_vars = self._names("time")
+
+    @cached_property
+    def meta_vars(self) -> list[str]:
+        """Names that any run has in "meta"."""
+        return self._names("meta")
+
+    @cached_property
+    def stats_vars(self) -> list[str]:
+        """Names of the statistics that any run has."""
+        return self._names("stats")
+
+    @cached_property
+    def time_vars(self) -> list[str]:
+        """Names of the clocks that any run has."""
+        return self._names("time")
 
     def _names(self, group: str) -> list[str]:
         names: dict[str, None] = {}
@@ -381,7 +430,7 @@ class MetaLog:
             raise AttributeError(name)
         if name in self.meta_log:
             return self.meta_log[name]
-        raise AttributeError(_absent(name, self.meta_log))
+        raise AttributeError(absent(name, self.meta_log))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.meta_log)

@@ -2,34 +2,48 @@
 
 It takes files of ours (`docs/hdf5-layout.md`) and of mle-logging 0.0.6: seeds at the top, or seeds
 inside configurations.  Keys are taken from each run as they are, so that none is lost because
-another run lacks it.  It never writes, and closes what it opened.
+another run lacks it.  It never writes.
+
+A file is looked through for runs at once.  What a run holds is found out when something of it is
+first looked at, and a column is read when it is; a small file is read as a whole, and closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5o, h5s
+from h5py import h5a, h5d, h5g, h5o
 
 from mle_client import layout
-from mle_client.configs import config_from_text
-from mle_client.errors import LogDamaged, LogNotFound
-from mle_client.metalog import Array, RunLog
+from mle_client.attrdict import AttrDict
+from mle_client.errors import LogDamaged
+from mle_client.layout import is_rows_name
+from mle_client.lazydict import LazyDict, Once
+from mle_client.metalog import Facts, Opening, RunLog
+from mle_client.openlog import ADVICE, OpenLog
+from mle_client.storage import attribute
+from mle_client.stored import StoredColumn, StoredValue
 
 # Configuration (None for seeds at the top of the file) and seed.
 RunKey: TypeAlias = tuple[str | None, str]
 
-# Text is read in blocks of so many bytes: mle-logging stores 5000 for every string.
-_TEXT_BLOCK_BYTES: Final = 4 * 2**20
-_ADVICE: Final = "restore it from a copy, or move it out of the folder"
+# Smaller files are read as a whole, which takes up to 15 ms, where opening takes 3: then nothing is
+# held, and an error shows at once.
+SMALL_BYTES: Final = 4 * 2**20
+_FORMAT: Final = layout.FORMAT_ATTR.encode()
+_STATE: Final = layout.STATE_ATTR.encode()
+_START: Final = layout.START_ATTR.encode()
+_ROWS: Final = layout.ROWS_ATTR.encode()
 _GROUP_NAMES: Final = tuple(name.encode() for name in layout.GROUPS)
 
 
 def read_runs(path: str, only: Collection[str] | None = None) -> dict[RunKey, RunLog]:
-    """Read every run of a log file.
+    """Read every run of a log file; of a large one, columns when they are wanted.
 
     Args:
         path: of an HDF5 file.
@@ -44,20 +58,81 @@ def read_runs(path: str, only: Collection[str] | None = None) -> dict[RunKey, Ru
         LogDamaged: it is no log, or no longer.
         OSError: the system refuses to open it, say for want of permission.
     """
+    file = OpenLog(path, hold=file_size(path) > SMALL_BYTES)
+    return find_runs(file, only) if file.held else load_runs(file, only)
+
+
+@contextmanager
+def opened_runs(path: str) -> Iterator[dict[RunKey, RunLog]]:
+    """The runs of a log file, of which only what is looked at is read, and only inside `with`.
+
+    Raises:
+        What `read_runs` raises.
+    """
+    file = OpenLog(path, hold=False)
     try:
-        with _open(path) as file:
-            runs = {key: _read_run(group, only) for key, group in _find_runs(file.id, ())}
-    except FileNotFoundError as error:
-        raise LogNotFound(path, "there is no such file") from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        if "Stale file handle" in str(error):  # how a network file system says "replaced"
-            raise LogNotFound(path, "the file was replaced while it was read") from error
-        if isinstance(error, OSError) and error.errno:
-            raise  # the file itself may be good
-        raise LogDamaged(path, f"not a readable HDF5 file ({error}); {_ADVICE}") from error
-    if not runs:
-        raise LogDamaged(path, f"an HDF5 file without a run in it; {_ADVICE}")
+        yield find_runs(file)
+    finally:
+        file.close()
+
+
+def load_runs(file: OpenLog, only: Collection[str] | None = None) -> dict[RunKey, RunLog]:
+    """Read every run of a log file with all its columns, and close it."""
+    try:
+        runs = find_runs(file, only)
+        for run in runs.values():
+            run.load()
+    finally:
+        file.close()
     return runs
+
+
+def find_runs(
+    file: OpenLog,
+    only: Collection[str] | None = None,
+    soon: Collection[str] = ("stats", "time"),
+) -> dict[RunKey, RunLog]:
+    """Find every run of a log file.  What they hold is read when it is wanted.
+
+    Args:
+        file: is closed if it is no log.
+        only: see `read_runs`.
+        soon: groups whose columns are likely to be wanted, so that of a file with a single run it
+            is found out at once where they lie.
+    """
+    try:
+        return _find(file, only, soon)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _find(
+    file: OpenLog, only: Collection[str] | None, soon: Collection[str]
+) -> dict[RunKey, RunLog]:
+    with file.reading():
+        hdf5 = file.hdf5()  # is kept open until this returns
+        found = list(_find_runs(hdf5, b"", ()))
+    if not found:
+        raise LogDamaged(file.path, f"an HDF5 file without a run in it; {ADVICE}")
+    openings = {
+        key: Opening(partial(_open_run, file, path, is_ours, only)) for key, path, is_ours in found
+    }
+    if len(openings) == 1:  # then HDF5 need not keep the file open
+        (opening,) = openings.values()
+        groups, _ = opening()
+        _prepare(groups, soon)
+        file.rest()
+    return {key: RunLog.unopened(opening) for key, opening in openings.items()}
+
+
+def _prepare(groups: Mapping[str, AttrDict], soon: Collection[str]) -> None:
+    """Read meta/, and find out where columns lie: they need no HDF5 after that as a rule."""
+    for name in soon:
+        for column in dict.values(groups[name]):
+            if isinstance(column, StoredColumn):
+                column.prepare()
+    groups["meta"].items()  # which are read for that
 
 
 def read_kept(path: str, seed_id: str) -> str:
@@ -67,188 +142,129 @@ def read_kept(path: str, seed_id: str) -> str:
         "" where the log does not say; mle-logging's has lists in meta/ instead.
 
     Raises:
-        LogDamaged: it cannot be read.
+        LogNotFound: there is no such file.
+        LogDamaged: it cannot be read, or has no such run.
     """
+    file = OpenLog(path, hold=False)
     try:
-        with _open(path) as file:
-            meta = file[seed_id]["meta"]
-            if layout.KEPT_NAME not in meta:
+        with file.reading():
+            meta = h5g.open(file.hdf5(), f"{seed_id}/meta".encode("utf-8", "surrogateescape"))
+            name = layout.KEPT_NAME.encode()
+            if name not in meta:
                 return ""
-            return str(_column(meta[layout.KEPT_NAME].id)[0]).rstrip(" ")  # it is padded
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise LogDamaged(path, f"meta/{layout.KEPT_NAME} cannot be read ({error})") from error
+            value = StoredValue(file, f"{seed_id}/meta/{layout.KEPT_NAME}".encode(), "").load()
+            return str(value).rstrip(" ")  # it is padded
+    finally:
+        file.close()
 
 
-def read_names(path: str, seed_id: str) -> list[str]:
-    """The names of a run's statistics, without reading their values."""
-    with _open(path) as file:
-        return [layout.unescape(name) for name, _ in _columns(file[seed_id].id, "stats")]
-
-
-def _open(path: str) -> h5py.File:
-    """A published file never changes, so a lock that cannot be had is no reason to give up."""
+def file_size(path: str) -> int:
+    """Bytes of a file; 0 where that is not to be known."""
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "lock" not in str(error):
-            raise
-        return h5py.File(path, "r", locking=False)
+        return os.path.getsize(path)
+    except OSError:  # whoever opens it says why
+        return 0
 
 
 # --- groups ---------------------------------------------------------------------------------------
-def _find_runs(group: h5g.GroupID, above: tuple[str, ...]) -> Iterator[tuple[RunKey, h5g.GroupID]]:
-    """All runs below a group, however deep: a configuration's name may hold slashes."""
-    for name, child in _children(group):
-        if not isinstance(child, h5g.GroupID):
-            continue
-        if _is_run(child):
-            yield ("/".join(above) if above else None, name), child
-        else:
-            yield from _find_runs(child, (*above, name))
+def _find_runs(
+    group: Any, path: bytes, above: tuple[str, ...]
+) -> Iterator[tuple[RunKey, bytes, bool]]:
+    """All runs below a group, however deep: a configuration's name may hold slashes.
+
+    Yields:
+        Of each its key, the path of its group, and whether it is one of ours.
+    """
+    for name in group:
+        text, inside = _as_text(name), path + b"/" + name
+        key = ("/".join(above) if above else None, text)
+        if h5a.exists(group, _FORMAT, obj_name=name):
+            yield key, inside, True
+        elif isinstance(child := h5o.open(group, name), h5g.GroupID):
+            if _is_run(child):
+                yield key, inside, False
+            else:
+                yield from _find_runs(child, inside, (*above, text))
 
 
-def _is_run(group: h5g.GroupID) -> bool:
+def _is_run(group: Any) -> bool:
     """Whether it holds columns, and not just runs that are named like groups of columns."""
-    groups = [child for name, child in _children(group) if name in layout.GROUPS]
+    groups = [h5o.open(group, name) for name in group if name in _GROUP_NAMES]
     return bool(groups) and not any(
         isinstance(child, h5g.GroupID) and all(name in child for name in _GROUP_NAMES)
         for child in groups
     )
 
 
-def _children(group: h5g.GroupID) -> Iterator[tuple[str, h5g.GroupID | h5d.DatasetID]]:
-    for name in group:
-        yield name.decode("utf-8", "surrogateescape"), h5o.open(group, name)
-
-
-def _read_run(group: h5g.GroupID, only: Collection[str] | None) -> RunLog:
-    written_as = _attribute(group, layout.FORMAT_ATTR)
-    if written_as is not None and int(written_as) > layout.FILE_FORMAT:
-        raise ValueError(f"layout {written_as} is of a newer release: install that")
-    columns = {name: dict(_columns(group, name)) for name in layout.GROUPS}
-    rows = {k: _numbers(d) for k, d in columns["meta"].items() if layout.is_rows_name(k)}
-    hidden = {*rows, layout.KEPT_NAME}
-    meta = {k: d for k, d in columns["meta"].items() if k not in hidden}
-    chosen = {k: d for k, d in _named(columns["stats"]) if only is None or k in only}
-    state, start = _attribute(group, layout.STATE_ATTR), _attribute(group, layout.START_ATTR)
-    return RunLog(
-        {name: _meta_value(name, dataset) for name, dataset in _named(meta)},
-        {name: _column(dataset) for name, dataset in chosen.items()},
-        {name: _clock(name, dataset) for name, dataset in _named(columns["time"])},
-        rows=rows,
-        state=None if state is None else _as_text(state),
-        start_time=None if start is None else float(start),
+def _open_run(
+    file: OpenLog, path: bytes, is_ours: bool, only: Collection[str] | None
+) -> tuple[Mapping[str, AttrDict], Facts]:
+    """What a run holds, no column of it read."""
+    with file.reading():
+        hdf5 = file.hdf5()  # is kept open until this returns
+        run = h5g.open(hdf5, path)
+        written_as = attribute(run, _FORMAT, np.int64)
+        if written_as is not None and int(written_as) > layout.FILE_FORMAT:
+            raise ValueError(f"layout {written_as} is of a newer release: install that")
+        paths = {name: dict(_datasets(run, path, name, is_ours)) for name in layout.GROUPS}
+        state = attribute(run, _STATE)
+        start, ticks = attribute(run, _START, np.float64), attribute(run, _ROWS, np.int64)
+    rows = {k: Once(StoredColumn(file, p)) for k, p in paths["meta"].items() if is_rows_name(k)}
+    meta = {k: p for k, p in paths["meta"].items() if k not in rows and k != layout.KEPT_NAME}
+    groups: dict[str, AttrDict] = {
+        "meta": LazyDict((name, StoredValue(file, p, name)) for name, p in _named(meta)),
+        "stats": LazyDict(
+            (name, StoredColumn(file, p, rows=rows.get(layout.rows_name("stats", name))))
+            for name, p in _named(paths["stats"])
+            if only is None or name in only
+        ),
+        "time": LazyDict(
+            (
+                name,
+                StoredColumn(
+                    file,
+                    p,
+                    is_time=name == "time",
+                    rows=rows.get(layout.rows_name("time", name)),
+                ),
+            )
+            for name, p in _named(paths["time"])
+        ),
+    }
+    return groups, Facts(
+        None if state is None else str(state),
+        None if start is None else float(start),
+        None if ticks is None else int(ticks),
+        rows,
     )
 
 
-def _columns(run: h5g.GroupID, name: str) -> Iterator[tuple[str, h5d.DatasetID]]:
-    """Stored name and dataset of all columns of a group.  A run may lack the group."""
-    if name.encode() in run:
-        yield from _datasets(h5o.open(run, name.encode()), "")
+def _named(paths: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Names of metrics instead of names of datasets."""
+    return ((layout.unescape(stored), path) for stored, path in paths.items())
 
 
-def _datasets(
-    group: h5g.GroupID | h5d.DatasetID, prefix: str
-) -> Iterator[tuple[str, h5d.DatasetID]]:
+def _datasets(run: Any, path: bytes, group: str, is_ours: bool) -> Iterator[tuple[str, bytes]]:
+    """Stored name and path of each dataset of a group.  A run may lack the group."""
+    name = group.encode()
+    if not run.links.exists(name):
+        return
+    child, inside = h5o.open(run, name), path + b"/" + name
+    if is_ours:  # then all are datasets
+        yield from ((_as_text(stored), inside + b"/" + stored) for stored in child)
+    elif isinstance(child, h5g.GroupID):
+        yield from _nested_datasets(child, inside, "")
+
+
+def _nested_datasets(group: Any, path: bytes, prefix: str) -> Iterator[tuple[str, bytes]]:
     """mle-logging makes groups of a name with slashes: they are joined to the name again."""
-    if isinstance(group, h5g.GroupID):
-        for name, child in _children(group):
-            if isinstance(child, h5d.DatasetID):
-                yield prefix + name, child
-            else:
-                yield from _datasets(child, f"{prefix}{name}/")
+    for name in group:
+        child, inside, text = h5o.open(group, name), path + b"/" + name, prefix + _as_text(name)
+        if isinstance(child, h5d.DatasetID):
+            yield text, inside
+        elif isinstance(child, h5g.GroupID):
+            yield from _nested_datasets(child, inside, f"{text}/")
 
 
-def _named(columns: dict[str, h5d.DatasetID]) -> Iterator[tuple[str, h5d.DatasetID]]:
-    for stored, dataset in columns.items():
-        yield layout.unescape(stored), dataset
-
-
-# --- values ---------------------------------------------------------------------------------------
-def _meta_value(name: str, dataset: h5d.DatasetID) -> Any:
-    """A value of meta/: lists of one item become the item, text a str, the configuration a dict."""
-    values = _column(dataset).tolist()
-    value = values[0] if len(values) == 1 else values
-    if name == "config_dict" and isinstance(value, str):
-        json_text = _attribute(dataset, layout.JSON_ATTR)
-        return config_from_text(value, "" if json_text is None else _as_text(json_text))
-    return value
-
-
-def _clock(name: str, dataset: h5d.DatasetID) -> Array:
-    if name != "time" or not dataset.shape or dataset.dtype.kind not in "SO":
-        return _column(dataset)
-    # Times of a known form have no trailing NUL that numpy's own text type would drop.
-    blocks = [block.astype(str, copy=False) for block in _text_blocks(dataset)]
-    return np.concatenate(blocks) if blocks else np.array([], str)
-
-
-def _column(dataset: h5d.DatasetID) -> Array:
-    """All values of a dataset, at least one-dimensional."""
-    if dataset.shape is None:  # HDF5's "no data at all"
-        return np.array([])
-    if dataset.dtype.kind not in "SO":
-        return np.atleast_1d(_numbers(dataset))
-    column: Array = np.empty(dataset.shape or 1, object)
-    start = 0
-    for block in _text_blocks(dataset):
-        column[start : start + len(block)] = block
-        start += len(block)
-    return column
-
-
-def _numbers(dataset: h5d.DatasetID) -> Array:
-    dtype = dataset.dtype
-    values: Array = np.empty(dataset.shape, dtype.newbyteorder("="))
-    if values.size:
-        dataset.read(h5s.ALL, h5s.ALL, values)
-    return values
-
-
-# --- text -----------------------------------------------------------------------------------------
-def _text_blocks(dataset: h5d.DatasetID) -> Iterator[Array]:
-    """Strings exactly as they were logged, in arrays of numpy's text type or of objects."""
-    stored = h5py.Dataset(dataset)
-    shape = stored.shape or (1,)
-    bytes_per_row = stored.dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    step = max(1, _TEXT_BLOCK_BYTES // max(1, bytes_per_row))
-    escaped = _attribute(dataset, layout.STRING_ATTR) is not None
-    for start in range(0, shape[0], step):
-        block = np.asarray(stored[start : start + step] if stored.shape else [stored[()]])
-        yield _ascii(block) if _is_ascii(block) else _decoded(block, escaped)
-
-
-def _is_ascii(block: Array) -> bool:
-    return block.dtype.kind == "S" and bool((block.view(np.uint8) < 128).all())
-
-
-def _ascii(block: Array) -> Array:
-    """Text of plain bytes, without the padding that every string of the block has."""
-    padded = block.reshape(-1, 1).view(np.uint8)
-    used = np.flatnonzero(padded.any(axis=0))
-    width = int(used[-1]) + 1 if used.size else 1
-    # What .astype(str) does, at a fortieth of its cost: numpy's text is a uint32 a character.
-    return padded[:, :width].astype(np.uint32).view(f"U{width}").reshape(block.shape)
-
-
-def _decoded(block: Array, escaped: bool) -> Array:
-    """Text of any bytes: UTF-8, in which C0 80 stands for NUL if `escaped`."""
-    texts: Array = np.empty(block.shape, object)
-    flat = texts.reshape(-1)
-    for i, stored in enumerate(block.ravel().tolist()):
-        plain = stored.replace(b"\xc0\x80", b"\0") if escaped else stored
-        flat[i] = plain.decode("utf-8", "backslashreplace")
-    return texts
-
-
-def _as_text(attribute: Any) -> str:
-    return attribute.decode() if isinstance(attribute, bytes) else str(attribute)
-
-
-def _attribute(holder: h5g.GroupID | h5d.DatasetID, name: str) -> Any:
-    """The value of an attribute, None if there is none."""
-    if not h5a.exists(holder, name.encode()):
-        return None
-    if isinstance(holder, h5g.GroupID):
-        return h5py.Group(holder).attrs[name]
-    return h5py.Dataset(holder).attrs[name]
+def _as_text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

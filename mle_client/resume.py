@@ -60,33 +60,41 @@ def resume(experiment_dir: str, root: str, seed_id: str, policy: Policy) -> Resu
         )
     _bring_back(root)
     control.publish_before_reading(experiment_dir, _PUBLISH_TIMEOUT_S)
-    from mle_client.reader import (
-        read_kept,
-        read_names,
-        read_runs,
-    )  # loads HDF5, which logging does not need
+    from mle_client.logfiles import read_seed  # loads HDF5, which logging does not need
 
     path = layout.log_path(experiment_dir, seed_id)
     try:
-        run = read_runs(path, only=())[None, seed_id]
+        found = read_seed(path, seed_id, lambda file: _read(file, seed_id, policy))
     except LogNotFound:
         return None
-    except KeyError:
-        raise LogNotFound(path, f"reload=True: the file holds no run named {seed_id!r}") from None
-    stored = read_kept(path, seed_id)
-    try:
-        kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy)
-    except ValueError as error:
-        raise LogDamaged(path, f"what it says of checkpoints cannot be read: {error}") from error
-    elapsed = run.time.get("time_elapsed", [])
-    return Resumed(
-        rows=max((len(column) for column in run.time.values()), default=0),
-        # Not a number is what a log taken over from mle-logging has where a kill left nothing.
-        elapsed=next((float(value) for value in reversed(elapsed) if value == value), 0.0),
-        kept=_with_files(kept, experiment_dir, seed_id),
-        clocks=tuple(name for name in run.time if name not in layout.OWN_CLOCKS),
-        stats=tuple(read_names(path, seed_id)),
-    )
+    if found is None:
+        raise LogNotFound(path, f"reload=True: the file holds no run named {seed_id!r}")
+    return replace(found, kept=_with_files(found.kept, experiment_dir, seed_id))
+
+
+def _read(path: str, seed_id: str, policy: Policy) -> Resumed | None:
+    """What a file says of a run; None if it has none of this name."""
+    from mle_client.reader import opened_runs, read_kept
+
+    with opened_runs(path) as runs:
+        run = runs.get((None, seed_id))
+        if run is None:
+            return None
+        stored = read_kept(path, seed_id)
+        try:
+            kept = kept_from_json(stored) if stored else kept_from_meta(run.meta, policy)
+        except ValueError as error:
+            why = f"what it says of checkpoints cannot be read: {error}"
+            raise LogDamaged(path, why) from error
+        elapsed = run.time.get("time_elapsed", [])
+        return Resumed(
+            rows=run.ticks,
+            # Not a number is what a log taken over from mle-logging has where a kill left nothing.
+            elapsed=next((float(value) for value in reversed(elapsed) if value == value), 0.0),
+            kept=kept,
+            clocks=tuple(name for name in run.time if name not in layout.OWN_CLOCKS),
+            stats=tuple(run.stats),
+        )
 
 
 def _bring_back(root: str) -> None:

@@ -67,7 +67,9 @@ class StatsLog:
         self._clocks += _checked_names("time_keys", time_keys or ())
 
     def _read(self, group: str, names: Sequence[str]) -> dict[str, list[Any]]:
-        from mle_client.reader import read_runs  # loads HDF5, which logging itself does not need
+        # These load HDF5, which logging itself does not need.
+        from mle_client.logfiles import read_seed
+        from mle_client.reader import read_runs
 
         if not self._logger.flush(_READ_TIMEOUT_S):
             warnings.warn(
@@ -76,8 +78,9 @@ class StatsLog:
                 stacklevel=3,
             )
         path, seed_id = self._logger.stored_as()
+        only = names if group == "stats" else ()
         try:
-            run = read_runs(path, only=names if group == "stats" else ())[None, seed_id]
+            run = read_seed(path, seed_id, lambda file: read_runs(file, only)[None, seed_id])
         except LogNotFound:  # nothing was logged yet
             return {name: [] for name in names}
         columns = run[group]

@@ -22,6 +22,8 @@ from benchmarks import (
     end_to_end,
     growth,
     harness,
+    loaders,
+    loading,
     savers,
     update_cost,
 )
@@ -133,6 +135,44 @@ def test_checkpoint_reports_what_is_missing_and_its_goals() -> None:
     assert {row[0] for row in table.rows} == set(savers.SAVERS["numpy"])
     assert [row[1] for row in table.rows if row[0] == "Orbax async"] == ["not installed"]
     assert [round(goal.measured, 3) for goal in goals] == [1.1, 1.5, 1.0]
+
+
+def test_loading_takes_all_its_views() -> None:
+    size = loading.SIZES["tiny"]
+
+    result = loading.run(size)
+
+    assert_is_complete(result)
+    seeds, dated, single, configs = result.tables
+    assert [row[0] for row in seeds.rows] == [
+        loaders.BYTES, loaders.OURS, loading.FOLDER, loaders.THEIRS,
+    ]  # fmt: skip
+    assert [row[0] for row in dated.rows] == [loaders.BYTES, loaders.OURS, loaders.THEIRS]
+    assert [row[0] for row in single.rows] == [loaders.OURS, loaders.THEIRS]
+    assert len(configs.rows) == 4
+    assert [goal.limit for goal in result.goals] == [300, 1 / 6, 300, 1 / 6, 50]
+
+
+def test_loading_leaves_out_what_is_not_installed_or_needs_more_memory_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = loading.SIZES["tiny"]
+    monkeypatch.setattr(loading, "_DATE_BYTES", 2**60)
+
+    rounds = loading.measure_dated(tmp_path / "dated", size)
+
+    assert set(rounds[0]) == {loaders.BYTES, loaders.OURS}
+    table = loading.seeds_table("some", size, rounds)
+    assert_is_complete(Result("loading", (table,)))
+    assert {row[4] for row in table.rows} == {""}
+
+
+def test_loading_does_not_time_what_finds_something_else(tmp_path: Path) -> None:
+    size = loading.SIZES["tiny"]
+    found = loaders.Loaded(0.1, 0.1, 1, {"steps": 7, "mean": 0.0, "std": 0, "p50": 0, "p90": 0})
+
+    with pytest.raises(RuntimeError, match="ours found steps = 7 and not 2000"):
+        loading._check([{loaders.OURS: found}], (loaders.OURS,), 3, size.ticks, 2)
 
 
 # --- the harness ----------------------------------------------------------------------------------

@@ -1,126 +1,22 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import weakref
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from mle_client import aggregate, layout
-from mle_client.aggregate import aggregate_seeds, summarise
-from mle_client.metalog import AttrDict, RunLog
-
-FRACTIONS = {"p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90}
+from mle_client import layout
+from mle_client.aggregate import aggregate_seeds
+from mle_client.lazydict import LazyDict, Unread
+from mle_client.metalog import AttrDict, Facts, Opening, RunLog
 
 
 def seed(stats: dict, meta: dict | None = None, *, ticks: int | None = None, **kwargs) -> RunLog:
     ticks = max(map(len, stats.values()), default=0) if ticks is None else ticks
     columns = {key: np.asarray(values) for key, values in stats.items()}
     return RunLog(meta or {}, columns, {"num_updates": np.arange(1, ticks + 1)}, **kwargs)
-
-
-# --- numbers --------------------------------------------------------------------------------------
-def by_numpy(columns: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """The same with numpy, value by value, on what is there."""
-    length = max(map(len, columns))
-    item = columns[0].shape[1:]
-    names = ("mean", "std", *FRACTIONS)
-    expected = {name: np.full((length, *item), np.nan) for name in names}
-    expected["n"] = np.zeros((length, *item), np.int64)
-    for at in np.ndindex((length, *item)):
-        here = np.array([c[at] for c in columns if at[0] < len(c)], np.float64)
-        here = here[~np.isnan(here)]
-        expected["n"][at] = len(here)
-        if len(here):
-            expected["mean"][at] = here.mean()
-            expected["std"][at] = here.std()
-            for name, percent in FRACTIONS.items():
-                expected[name][at] = np.percentile(here, percent)
-    return expected
-
-
-floats = st.floats(-1e6, 1e6, width=32) | st.just(np.nan)
-items = st.sampled_from([(), (3,), (2, 2)])
-dtypes = st.sampled_from([np.float64, np.float32, np.int64, np.bool_, np.float16, np.longdouble])
-
-
-@st.composite
-def ragged_columns(draw) -> list[np.ndarray]:
-    item, dtype = draw(items), draw(dtypes)
-    lengths = draw(st.lists(st.integers(0, 6), min_size=1, max_size=7))
-    columns = []
-    for length in lengths:
-        column = draw(hnp.arrays(np.float64, (length, *item), elements=floats))
-        if np.dtype(dtype).kind in "ib":
-            column = np.nan_to_num(column)
-        elif dtype is np.float16:
-            column = np.clip(column, -1000, 1000)
-        columns.append(column.astype(dtype))
-    return columns
-
-
-@given(ragged_columns(), st.sampled_from([2**20, 4]))
-def test_summary_is_what_numpy_computes_on_the_values_that_are_there(columns, block_values) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregate, "_BLOCK_VALUES", block_values)  # 4: a block ends inside a column
-        summary = summarise(columns)
-    expected = by_numpy(columns)
-    assert list(summary) == ["mean", "std", "p50", "p10", "p25", "p75", "p90", "n"]
-    assert summary["n"].tolist() == expected["n"].tolist()
-    for name in ("mean", "std", *FRACTIONS):
-        assert summary[name].dtype == np.float64
-        np.testing.assert_allclose(summary[name], expected[name], rtol=1e-9, atol=1e-6)
-
-
-def test_percentiles_of_unequal_lengths_ignore_the_missing_rest() -> None:
-    # mle-logging takes uninitialised memory here.
-    columns = [np.arange(1.0, 7), np.arange(11.0, 17), np.array([21.0, 22.0, 23.0])]
-    summary = summarise(columns)
-    assert summary["p50"].tolist() == [11, 12, 13, 9, 10, 11]
-    assert summary["p90"].tolist() == pytest.approx([19, 20, 21, 13, 14, 15])
-    assert summary["n"].tolist() == [3, 3, 3, 2, 2, 2]
-
-
-def test_summary_of_one_seed_is_that_seed_exactly() -> None:
-    values = np.array([0.1, -0.0, 1e308, 5e-324])
-    summary = summarise([values])
-    for name in ("mean", *FRACTIONS):
-        assert summary[name].tolist() == values.tolist()
-    assert summary["std"].tolist() == [0.0] * 4
-
-
-def test_infinite_values_do_not_make_percentiles_undefined() -> None:
-    summary = summarise([np.array([1.0, 1.0]), np.array([np.inf, -np.inf]), np.array([2.0, 2.0])])
-    assert summary["p50"].tolist() == [2.0, 1.0]
-    assert summary["p90"].tolist() == [np.inf, pytest.approx(1.8)]
-    assert summary["p10"].tolist() == [pytest.approx(1.2), -np.inf]
-    assert summary["mean"].tolist() == [np.inf, -np.inf]
-
-
-def test_the_order_of_seeds_does_not_change_a_bit_of_the_result() -> None:
-    columns = list(np.random.default_rng(0).normal(size=(7, 50)) * 10.0 ** np.arange(7)[:, None])
-    one, other = summarise(columns), summarise(columns[::-1])
-    assert all((one[name] == other[name]).all() for name in one)
-
-
-def test_arguments_are_left_as_they_were() -> None:
-    column = np.array([3.0, 1.0, 2.0])
-    summarise([column, column[::-1]])
-    assert column.tolist() == [3.0, 1.0, 2.0]
-
-
-def test_steps_without_any_value_have_n_0_and_no_warning() -> None:
-    summary = summarise([np.array([np.nan, 1.0])])
-    assert summary["n"].tolist() == [0, 1]
-    assert np.isnan(summary["mean"][0])
-    assert np.isnan(summary["p50"][0])
-
-
-def test_columns_without_values_give_a_summary_without_values() -> None:
-    assert {name: values.shape for name, values in summarise([np.empty((0, 3))]).items()} == (
-        dict.fromkeys(("mean", "std", "p50", "p10", "p25", "p75", "p90", "n"), (0, 3))
-    )
-    assert summarise([np.empty((4, 0))])["mean"].shape == (4, 0)
 
 
 # --- statistics of a group of seeds ---------------------------------------------------------------
@@ -162,6 +58,28 @@ def test_of_equally_long_clocks_that_of_the_longest_seed_is_taken() -> None:
         for ticks in (2, 3, 1)
     }
     assert aggregate_seeds(runs).time.epoch.tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ({"a": (5, 2), "b": (4, 4), "c": (9, 1)}, "b"),  # of each: updates, values of the clock
+        ({"a": (5, 5), "b": (5, 5), "c": (4, 4)}, "a"),
+        ({"a": (4, 3), "b": (9, 3), "c": (3, 3)}, "b"),
+        ({"a": (1, 1), "b": (2, 2), "c": (3, 3)}, "c"),
+    ],
+)
+def test_a_clock_is_that_of_the_seed_with_most_values_of_it(lengths, expected) -> None:
+    runs = {
+        name: RunLog(
+            {},
+            {},
+            {"num_updates": np.arange(ticks), "epoch": np.array([ord(name)] * values)},
+        )
+        for name, (ticks, values) in lengths.items()
+    }
+    clock = aggregate_seeds(runs).time.epoch
+    assert clock.tolist() == [ord(expected)] * lengths[expected][1]
 
 
 def test_a_clock_that_the_longest_seed_lacks_is_kept() -> None:
@@ -223,9 +141,15 @@ def test_different_configurations_in_one_group_are_warned_of() -> None:
         assert aggregate_seeds(runs).meta.config_dict == {"lr": 1}
 
 
+def test_a_warning_names_some_of_many_seeds() -> None:
+    runs = {f"seed_{i}": seed({}, {"config_dict": {"lr": i}}) for i in range(100)}
+    with pytest.warns(UserWarning, match="seed_0, seed_1, seed_2, seed_3, seed_4 and 95 more are"):
+        _ = aggregate_seeds(runs).meta
+
+
 def test_equal_configurations_are_not_warned_of_even_with_nan_in_them() -> None:
     runs = {f"seed_{i}": seed({}, {"config_dict": {"lr": float("nan")}}) for i in (1, 2)}
-    aggregate_seeds(runs)  # a warning is an error here
+    aggregate_seeds(runs).load()  # a warning is an error here
 
 
 @pytest.mark.parametrize(
@@ -241,3 +165,112 @@ def test_equal_configurations_are_not_warned_of_even_with_nan_in_them() -> None:
 def test_the_state_of_a_group_is_that_of_its_least_finished_seed(states, expected) -> None:
     runs = {f"seed_{i}": seed({}, state=state) for i, state in enumerate(states)}
     assert aggregate_seeds(runs).state == expected
+
+
+# --- what is read when ----------------------------------------------------------------------------
+class Counted(Unread):
+    """A column that counts what is asked of it."""
+
+    chunk_rows = 1
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = np.array(values)
+        self.shape, self.dtype = self.values.shape, self.values.dtype
+        self.asked: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def read_into(self, target: np.ndarray, start: int) -> None:
+        self.asked.append("read")
+        target[...] = self.values[start : start + len(target)]
+
+    def load(self) -> np.ndarray:
+        self.asked.append("load")
+        return self.values
+
+
+def unread_seed(columns: dict[str, Counted], opened: list[str], name: str) -> RunLog:
+    def open_run() -> tuple[dict[str, AttrDict], Facts]:
+        opened.append(name)
+        stats = {key: column for key, column in columns.items() if not key.startswith("num_")}
+        clocks = {key: column for key, column in columns.items() if key.startswith("num_")}
+        meta = {"config_dict": {"lr": 1}, "eval_id": "x"}
+        ticks = max(map(len, columns.values()))
+        groups = {"meta": AttrDict(meta), "stats": LazyDict(stats), "time": LazyDict(clocks)}
+        return groups, Facts("finished", 1.0, ticks)
+
+    return RunLog.unopened(Opening(open_run))
+
+
+def unread_seeds() -> tuple[dict[str, dict[str, Counted]], dict[str, RunLog], list[str]]:
+    columns = {
+        f"seed_{i}": {
+            "loss": Counted([float(i)] * i),
+            "acc": Counted([1.0] * i),
+            "num_updates": Counted(list(range(i))),
+        }
+        for i in (1, 3, 2)
+    }
+    opened: list[str] = []
+    runs = {name: unread_seed(of, opened, name) for name, of in columns.items()}
+    return columns, runs, opened
+
+
+def test_seeds_are_opened_when_something_of_their_aggregate_is_looked_at() -> None:
+    _, runs, opened = unread_seeds()
+    result = aggregate_seeds(runs)
+    assert list(result) == ["meta", "stats", "time"]
+    assert opened == []
+    assert list(result.stats) == ["loss", "acc"]
+    assert (result.ticks, result.state, result.start_time) == (3, "finished", None)
+    assert result.row_numbers("stats", "loss").tolist() == [0, 1, 2]
+    assert sorted(opened) == ["seed_1", "seed_2", "seed_3"]
+
+
+def test_a_statistic_is_aggregated_when_it_is_looked_at_and_never_read_as_a_whole() -> None:
+    columns, runs, _ = unread_seeds()
+    result = aggregate_seeds(runs)
+    assert result.stats.loss.n.tolist() == [3, 2, 1]
+    assert result.stats.loss is result.stats["loss"]
+    assert result.time.num_updates.tolist() == [0, 1, 2]
+    assert [of["loss"].asked for of in columns.values()] == [["read"]] * 3
+    assert [of["acc"].asked for of in columns.values()] == [[]] * 3
+    assert [of["num_updates"].asked for of in columns.values()] == [[], ["load"], []]
+
+
+def test_seeds_are_let_go_when_the_last_of_their_columns_was_read() -> None:
+    columns, runs, _ = unread_seeds()
+    gone = [weakref.ref(column) for of in columns.values() for column in of.values()]
+    result = aggregate_seeds(runs)
+    for group in result.values():
+        group.values()
+    del columns, runs
+    assert [each() for each in gone] == [None] * 9
+    assert result.aligned("loss")[0].tolist() == [0, 1, 2]
+
+
+def test_an_aggregate_can_be_copied_and_pickled() -> None:
+    for clone in (copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))):
+        cloned = clone(aggregate_seeds(unread_seeds()[1]))
+        assert cloned.stats.loss["mean"].tolist() == [2.0, 2.5, 3.0]
+        assert cloned.stats.loss.n.tolist() == [3, 2, 1]
+        assert cloned.meta.seeds == [1, 3, 2]
+        steps, summary = cloned.aligned("loss")
+        assert (steps.tolist(), summary.n.tolist()) == ([0, 1, 2], [3, 2, 1])
+
+
+def test_different_configurations_are_warned_of_when_the_aggregate_is_first_looked_at() -> None:
+    runs = {f"seed_{i}": seed({"a": [1.0]}, {"config_dict": {"lr": i}}) for i in (1, 2)}
+    result = aggregate_seeds(runs)
+    with pytest.warns(UserWarning, match="lr: 1 / 2"):
+        _ = result.stats
+    _ = result.meta, result.stats.a  # a second warning is an error here
+
+
+def test_the_statistics_of_seeds_are_mle_loggings_and_n_is_beside_them() -> None:
+    result = aggregate_seeds(
+        {"seed_1": seed({"loss": [1.0, 2.0]}), "seed_2": seed({"loss": [3.0]})}
+    )
+    assert list(result.stats.loss) == ["mean", "std", "p50", "p10", "p25", "p75", "p90"]
+    assert result.stats.loss.n.tolist() == result.stats.loss["n"].tolist() == [2, 1]

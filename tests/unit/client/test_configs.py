@@ -398,3 +398,9 @@ def test_yaml_of_a_configuration_keeps_order_and_simplifies_what_yaml_does_not_k
         "n": hex(10**5000),
     }
     assert config_yaml({"größe": [1]}).decode() == "größe:\n- 1\n"
+
+
+def test_configurations_of_the_same_text_are_not_the_same_object() -> None:
+    one, other = config_from_text("{'a': [1]}"), config_from_text("{'a': [1]}")
+    one["a"].append(2)
+    assert other == config_from_text("{'a': [1]}") == {"a": [1]}

@@ -14,8 +14,9 @@ pd = pytest.importorskip("pandas")
 xr = pytest.importorskip("xarray")
 
 from mle_client import layout  # noqa: E402
-from mle_client.aggregate import PERCENTILES, aggregate_seeds  # noqa: E402
+from mle_client.aggregate import aggregate_seeds  # noqa: E402
 from mle_client.metalog import AttrDict, MetaLog, RunLog  # noqa: E402
+from mle_client.summary import PERCENTILES  # noqa: E402
 
 
 def run(ticks: int, *, clocks: Any = (), **stats: Any) -> RunLog:
@@ -331,14 +332,15 @@ def ragged_seeds(draw: st.DrawFn) -> dict[str, RunLog]:
     seeds = {}
     for i in range(draw(st.integers(1, 4))):
         ticks = draw(st.integers(0, 6))
-        log = run(ticks)
+        stats, rows = {}, {}
         for key, kind in kinds.items():
             if draw(st.booleans()):
                 at = sorted(draw(st.sets(st.integers(0, ticks - 1)))) if ticks else []
                 values = draw(st.lists(kind, min_size=len(at), max_size=len(at)))
-                log.stats[key] = np.array(values, dtypes[key])
-                log._rows[layout.rows_name("stats", key)] = np.array(at, np.int64)
-        seeds[f"seed_{i}"] = log
+                stats[key] = np.array(values, dtypes[key])
+                rows[layout.rows_name("stats", key)] = np.array(at, np.int64)
+        plain = run(ticks)
+        seeds[f"seed_{i}"] = RunLog(plain.meta, stats, plain.time, rows=rows)
     return seeds
 
 

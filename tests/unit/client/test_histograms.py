@@ -58,7 +58,8 @@ def test_a_histogram_says_what_numpy_says(values: np.ndarray[Any, Any]) -> None:
         return
     spread = histogram(values)
     check(spread, values)
-    assert from_plain(json.loads(json.dumps(to_plain(spread)))) == spread
+    # As text: the sum of the largest numbers there are, of both signs, is no number.
+    assert repr(from_plain(json.loads(json.dumps(to_plain(spread))))) == repr(spread)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -11,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mle_client import layout
+from mle_client import aggregate, discovery, layout, openlog, reader, stored
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.load import load_log, load_meta_log
 from mle_client.metalog import MetaLog, RunLog
@@ -46,8 +49,8 @@ def write(path: Path, runs: dict[str, list[float]]) -> Path:
 # --- the five layouts -----------------------------------------------------------------------------
 def test_a_run_without_a_seed_is_returned_itself(tmp_path) -> None:
     write(tmp_path / "logs/log_no_seed_provided.hdf5", {"no_seed_provided": [0.5]})
-    for aggregate in (False, True):
-        log = load_log(tmp_path, aggregate_seeds=aggregate)
+    for aggregated in (False, True):
+        log = load_log(tmp_path, aggregate_seeds=aggregated)
         assert isinstance(log, RunLog)
         assert log.stats.loss.tolist() == [0.5]
     assert load_log(tmp_path, reload_log=True).eval_ids == ["no_seed_provided"]
@@ -263,3 +266,315 @@ def test_a_folder_above_the_logs_says_where_they_are(tmp_path) -> None:
 def test_importing_the_module_loads_no_hdf5() -> None:
     code = "import sys, mle_client.load; sys.exit('h5py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- seeds that were merged -----------------------------------------------------------------------
+@pytest.mark.parametrize("large", [False, True])
+def test_a_seed_whose_file_was_merged_away_is_loaded_as_if_it_were_there(
+    tmp_path, monkeypatch, large
+) -> None:
+    if large:
+        monkeypatch.setattr(reader, "SMALL_BYTES", 0)
+    own = write(tmp_path / "logs/log_seed_2.hdf5", {"seed_2": [2.0]})
+    before = [load_log(own), load_log(own, aggregate_seeds=True)]
+    write(tmp_path / "logs/log.hdf5", {"seed_1": [1.0], "seed_2": [2.0]})
+    own.unlink()
+    after = [load_log(own), load_log(str(own), aggregate_seeds=True)]
+    assert (
+        [log.eval_ids for log in before]
+        == [log.eval_ids for log in after]
+        == [["seed_2"], ["eval"]]
+    )
+    assert after[0].seed_2.stats.loss.tolist() == [2.0]
+    assert after[1].eval.stats.loss.mean.tolist() == [2.0]
+    assert after[1].eval.meta.seeds == [2]
+
+
+def test_a_run_without_a_seed_is_itself_wherever_it_is(tmp_path) -> None:
+    write(tmp_path / "logs/all.hdf5", {"no_seed_provided": [2.0], "seed_1": [1.0]})
+    log = load_log(tmp_path / "logs/log_no_seed_provided.hdf5")
+    assert isinstance(log, RunLog)
+    assert log.stats.loss.tolist() == [2.0]
+
+
+def test_a_seed_that_is_nowhere_is_not_found(tmp_path) -> None:
+    write(tmp_path / "logs/log.hdf5", {"seed_1": [1.0]})
+    with pytest.raises(LogNotFound, match=r"log_seed_2\.hdf5: there is no such file"):
+        load_log(tmp_path / "logs/log_seed_2.hdf5")
+    with pytest.raises(LogNotFound, match="no such folder or file"):
+        load_log(tmp_path / "logs/other.hdf5")
+
+
+# --- large files ----------------------------------------------------------------------------------
+@pytest.fixture
+def all_large(monkeypatch) -> None:
+    """Every file is taken for a large one."""
+    monkeypatch.setattr(reader, "SMALL_BYTES", 0)
+    monkeypatch.setattr(stored, "_SMALL_BYTES", 0)
+
+
+@pytest.fixture
+def no_descriptors(all_large, monkeypatch) -> None:
+    """Large files, and none of them can be held."""
+    monkeypatch.setattr(openlog, "_descriptors_to_hold", lambda: 0)
+
+
+def write_seeds(folder: Path, seeds: int = 4) -> None:
+    for seed in range(seeds):
+        write(folder / f"logs/log_seed_{seed}.hdf5", {f"seed_{seed}": [float(seed), 1.0]})
+
+
+def merge(folder: Path) -> None:
+    """As the daemon does: the merged log is there before the others go."""
+    logs = sorted((folder / "logs").iterdir())
+    with h5py.File(folder / "logs/log.hdf5.tmp", "w") as merged:
+        for path in logs:
+            with h5py.File(path) as file:
+                for seed in file:
+                    file.copy(seed, merged)
+    os.replace(folder / "logs/log.hdf5.tmp", folder / "logs/log.hdf5")
+    for path in logs:
+        path.unlink()
+
+
+def open_files(folder: Path) -> list[str]:
+    """Files in a folder that this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in found if path.startswith(str(folder))]
+
+
+@pytest.mark.usefixtures("all_large")
+def test_what_was_loaded_stays_as_it_was_when_its_file_is_replaced_or_merged(tmp_path) -> None:
+    write_seeds(tmp_path)
+    log, aggregated = load_log(tmp_path), load_log(tmp_path, aggregate_seeds=True)
+    write(tmp_path / "logs/next", {"seed_0": [7.0] * 5})
+    os.replace(tmp_path / "logs/next", tmp_path / "logs/log_seed_0.hdf5")
+    merge(tmp_path)
+    assert [run.stats.loss.tolist() for _, run in log.items()] == [[s, 1.0] for s in range(4)]
+    assert aggregated.eval.stats.loss.mean.tolist() == [1.5, 1.0]
+    assert load_log(tmp_path).seed_0.stats.loss.tolist() == [7.0] * 5
+
+
+@pytest.mark.usefixtures("all_large")
+def test_files_are_let_go_when_their_last_column_was_read(tmp_path) -> None:
+    write_seeds(tmp_path)
+    log = load_log(tmp_path)
+    assert len(open_files(tmp_path)) >= 4
+    for seed in range(4):
+        for group in log[f"seed_{seed}"].values():
+            group.values()
+    assert open_files(tmp_path) == []
+
+
+@pytest.mark.usefixtures("all_large")
+def test_files_are_let_go_when_their_last_statistic_was_aggregated(tmp_path) -> None:
+    write_seeds(tmp_path)
+    log = load_log(tmp_path, aggregate_seeds=True)
+    for group in log.eval.values():
+        group.values()
+    assert open_files(tmp_path) == []
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_files_are_let_go_when_what_was_loaded_is_forgotten(tmp_path, aggregated) -> None:
+    write_seeds(tmp_path)
+    log = load_log(tmp_path, aggregate_seeds=aggregated)
+    assert open_files(tmp_path)
+    del log
+    assert open_files(tmp_path) == []
+
+
+@pytest.mark.usefixtures("no_descriptors")
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_where_files_cannot_be_held_all_is_read_at_once(tmp_path, aggregated) -> None:
+    write_seeds(tmp_path)
+    log = load_log(tmp_path, aggregate_seeds=aggregated)
+    assert open_files(tmp_path) == []
+    for path in (tmp_path / "logs").iterdir():
+        path.unlink()
+    if aggregated:
+        assert log.eval.stats.loss.mean.tolist() == [1.5, 1.0]
+        assert log.eval.time.num_updates.tolist() == [1, 2]
+    else:
+        assert [run.stats.loss.tolist() for _, run in log.items()] == [[s, 1.0] for s in range(4)]
+
+
+@pytest.mark.usefixtures("no_descriptors")
+def test_files_that_are_merged_while_they_are_aggregated_are_read_from_where_they_went(
+    tmp_path, monkeypatch
+) -> None:
+    write_seeds(tmp_path)
+    summarise, calls = aggregate.summarise, []
+
+    def merge_first(*args: object) -> object:
+        if not calls:
+            merge(tmp_path)
+        calls.append(1)
+        return summarise(*args)
+
+    monkeypatch.setattr(aggregate, "summarise", merge_first)
+    log = load_log(tmp_path, aggregate_seeds=True)
+    assert log.eval.stats.loss.mean.tolist() == [1.5, 1.0]
+    assert log.eval.meta.seeds == [0, 1, 2, 3]
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("all_large")
+def test_of_many_files_no_more_are_held_than_there_are_descriptors_for(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(openlog, "_descriptors_to_hold", lambda: 5)
+    monkeypatch.setattr(openlog, "_MOST_HDF5_FILES", 2)
+    write_seeds(tmp_path, 20)
+    log = load_log(tmp_path)
+    assert len(open_files(tmp_path)) <= 7
+    aggregated = load_log(tmp_path, aggregate_seeds=True)
+    assert len(open_files(tmp_path)) <= 7
+    assert [run.stats.loss[0] for _, run in log.items()] == list(range(20))
+    assert aggregated.eval.stats.loss.n.tolist() == [20, 20]
+
+
+@pytest.mark.usefixtures("all_large")
+def test_nothing_is_aggregated_before_it_is_looked_at(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "meta_log.hdf5"
+    write(path, {f"config_{c}/seed_{s}": [float(c), float(s)] for c in range(3) for s in range(2)})
+    seen: list[int] = []
+    summarise = aggregate.summarise
+
+    def counted(columns: list[object], *each: object) -> object:
+        seen.append(len(columns))
+        return summarise(columns, *each)
+
+    monkeypatch.setattr(aggregate, "summarise", counted)
+    log = load_meta_log(path)
+    assert log.eval_ids == ["config_0", "config_1", "config_2"]
+    assert log.stats_vars == ["loss"]
+    assert log.config_1.ticks == 2
+    assert seen == []
+    assert log.config_1.stats.loss.mean.tolist() == [1.0, 0.5]
+    assert seen == [2]
+
+
+@pytest.mark.usefixtures("all_large")
+def test_damage_that_shows_later_is_named_then(tmp_path) -> None:
+    for seed in range(2):
+        path = write(tmp_path / f"logs/log_seed_{seed}.hdf5", {f"seed_{seed}": [1.0]})
+    with h5py.File(path, "r+") as file:
+        dataset = file.create_dataset("seed_1/stats/acc", data=np.arange(9.0), compression="gzip")
+        chunk = dataset.id.get_chunk_info(0)
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"\0" * chunk.size)
+    for log in (load_log(tmp_path).seed_1, load_log(tmp_path, aggregate_seeds=True).eval):
+        assert "acc" in log.stats
+        with pytest.raises(LogDamaged, match=r"log_seed_1\.hdf5: .*move it out of the folder"):
+            _ = log.stats.acc
+        _ = log.stats.loss
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_large_and_small_files_give_the_same(tmp_path, aggregated, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "log.hdf5", "w") as file:
+        for seed in range(3):
+            add_run(file, f"seed_{seed}", rng.normal(size=50 + seed).tolist(), model_type="jax")
+            file[f"seed_{seed}/stats/a%2Fb"] = rng.normal(size=(50, 2))
+            file[f"seed_{seed}/stats/rare"] = np.array([1.0, 2.0])
+            file[f"seed_{seed}/meta/stats_rows:rare"] = np.array([3, 7])
+            file[f"seed_{seed}/stats/note"] = np.array([b"x", b"y"])
+            file[f"seed_{seed}"].attrs[layout.STATE_ATTR] = "finished"
+    large = load_log(tmp_path / "log.hdf5", aggregated)
+    monkeypatch.setattr(reader, "SMALL_BYTES", 10**9)
+    small = load_log(tmp_path / "log.hdf5", aggregated)
+    assert large.eval_ids == small.eval_ids
+    for name, run in large.items():
+        other = small[name]
+        assert (run.state, run.ticks, run.start_time) == (other.state, other.ticks, None)
+        assert pickle.dumps(run.aligned("rare")) == pickle.dumps(other.aligned("rare"))
+        assert pickle.dumps(run) == pickle.dumps(other)
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_threads_may_share_what_was_loaded(tmp_path, monkeypatch, aggregated) -> None:
+    monkeypatch.setattr(openlog, "_MOST_HDF5_FILES", 1)
+    for number in range(3):
+        seeds = {f"seed_{number}{s}": [float(number)] * 100 for s in range(3)}
+        write(tmp_path / f"logs/log_{number}.hdf5", seeds)
+    log = load_log(tmp_path, aggregate_seeds=aggregated)
+    failures: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            for name in log.eval_ids:
+                run = log[name]
+                assert len(run.stats.loss.mean if aggregated else run.stats.loss) == 100
+                assert run.time.num_updates.tolist() == list(range(1, 101))
+                assert run.aligned("loss")[0].tolist() == list(range(1, 101))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+FEW_DESCRIPTORS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from mle_client import load_log, reader
+reader.SMALL_BYTES = 0
+one, all_ = load_log(sys.argv[1]), load_log(sys.argv[1], aggregate_seeds=True)
+open(sys.argv[1] + "/another_file", "w").close()
+assert [run.stats.loss[0] for _, run in one.items()] == list(range(200))
+assert all_.eval.stats.loss.n.tolist() == [200, 200]
+"""
+
+
+def test_hundreds_of_large_files_need_few_descriptors(tmp_path) -> None:
+    write_seeds(tmp_path, 200)
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=discovery.python_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("small", [0, 10**9], ids=["by pieces", "by HDF5"])
+def test_a_merged_log_that_hdf5_has_closed_and_somebody_removed_can_still_be_read(
+    tmp_path, monkeypatch, small
+) -> None:
+    monkeypatch.setattr(stored, "_SMALL_BYTES", small)
+    monkeypatch.setattr(openlog, "_MOST_HDF5_FILES", 1)
+    first = write(tmp_path / "first.hdf5", {"seed_1": [1.0, 2.0], "seed_2": [3.0]})
+    second = write(tmp_path / "second.hdf5", {"seed_1": [4.0], "seed_2": [5.0]})
+    one, other = load_log(first), load_log(second)
+    first.unlink()
+    os.replace(write(tmp_path / "third.hdf5", {"seed_9": [9.0]}), second)
+    assert one.seed_1.stats.loss.tolist() == [1.0, 2.0]
+    assert other.seed_2.stats.loss.tolist() == [5.0]
+    assert one.seed_2.time.num_updates.tolist() == [1]
+
+
+def test_a_log_that_may_not_be_read_is_named_with_what_to_do(tmp_path, monkeypatch) -> None:
+    write(tmp_path / "logs/log_seed_1.hdf5", {"seed_1": [1.0]})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Unable to open file")
+
+    monkeypatch.setattr(h5py, "File", refuse)  # root may read everything
+    with pytest.raises(PermissionError, match=r"may not read it: ask its owner.*log_seed_1\.hdf5"):
+        load_log(tmp_path)

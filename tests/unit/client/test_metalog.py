@@ -2,80 +2,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
 
 from mle_client import layout
-from mle_client.metalog import AttrDict, MetaLog, RunLog
+from mle_client.lazydict import Deferred, LazyDict, Once, Unread
+from mle_client.metalog import AttrDict, Facts, MetaLog, Opening, RunLog
 
 
 def run(loss: list[float], **others: list[float]) -> RunLog:
     stats = {"loss": np.array(loss), **{key: np.array(value) for key, value in others.items()}}
     ticks = np.arange(1, len(loss) + 1)
     return RunLog({"eval_id": "x"}, stats, {"num_updates": ticks, "num_steps": 10 * ticks})
-
-
-# --- AttrDict -------------------------------------------------------------------------------------
-def test_a_key_is_an_attribute_and_the_dict_a_mapping() -> None:
-    values = AttrDict(a=1, b=2)
-    assert values.a == values["a"] == 1
-    assert list(values.keys()) == ["a", "b"]
-    assert {**values} == {"a": 1, "b": 2} == values
-
-
-def test_a_key_named_like_a_method_is_reached_by_brackets_and_the_method_still_works() -> None:
-    values = AttrDict(keys=1, items=2)
-    assert values["keys"] == 1
-    assert list(values.keys()) == ["keys", "items"]
-
-
-def test_setting_and_deleting_an_attribute_changes_the_key() -> None:
-    values = AttrDict(a=1)
-    values.b = 2
-    del values.a
-    assert values == {"b": 2}
-    with pytest.raises(AttributeError):
-        del values.a
-
-
-def test_a_method_cannot_be_replaced_by_accident() -> None:
-    values = AttrDict()
-    with pytest.raises(AttributeError):
-        values.keys = 3
-    assert dict(values) == {}
-
-
-def test_what_is_missing_is_an_error_that_names_what_there_is() -> None:
-    values = AttrDict(train_loss=1)
-    with pytest.raises(AttributeError, match=r"no 'test_loss' here; there is 'train_loss'$"):
-        _ = values.test_loss
-    with pytest.raises(KeyError, match="there is 'train_loss'"):
-        _ = values["test_loss"]
-    assert values.get("test_loss") is None
-    many = AttrDict((f"key_{i}", i) for i in range(30))
-    with pytest.raises(AttributeError, match=r"'key_19' …$"):
-        _ = many.nothing
-
-
-def test_nested_reaches_dicts_in_lists_and_todict_undoes_it() -> None:
-    plain = {"a": {"b": 1}, "c": [{"d": 2}, 3]}
-    values = AttrDict.nested(plain)
-    assert (values.a.b, values.c[0].d, values.c[1]) == (1, 2, 3)
-    assert type(values.toDict()["a"]) is dict
-    assert values.toDict() == plain
-
-
-def test_copies_keep_the_type_and_are_independent() -> None:
-    values = AttrDict(a=1)
-    other = values.copy()
-    other.a = 2
-    assert (values.a, other.a, type(other)) == (1, 2, AttrDict)
-
-
-def test_keys_are_listed_for_completion() -> None:
-    assert "train_loss" in dir(AttrDict(train_loss=1))
-    assert {"seed_1", "filter"} <= set(dir(MetaLog({"seed_1": run([1.0])})))
 
 
 # --- RunLog ---------------------------------------------------------------------------------------
@@ -176,3 +116,129 @@ def test_filter_keeps_the_order_asked_for_and_refuses_unknown_names() -> None:
 def test_an_unknown_run_is_an_error_that_names_the_runs() -> None:
     with pytest.raises(AttributeError, match="no 'seed_2' here; there is 'seed_1'"):
         _ = MetaLog({"seed_1": run([1.0])}).seed_2
+
+
+def test_names_of_runs_are_listed_for_completion() -> None:
+    assert {"seed_1", "filter"} <= set(dir(MetaLog({"seed_1": run([1.0])})))
+
+
+# --- what is read later ---------------------------------------------------------------------------
+class Counted(Unread):
+    """A column that counts how often it is read."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = np.array(values)
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def load(self) -> np.ndarray:
+        self.reads += 1
+        return self.values
+
+
+class Stored:
+    """A run whose opening and reading are counted."""
+
+    def __init__(self, ticks: int | None = None) -> None:
+        self.columns = {"loss": Counted([1.0, 2.0, 3.0]), "rare": Counted([5.0])}
+        self.clock = Counted([1, 2, 3])
+        self.rows = Counted([2])
+        self.ticks = ticks
+        self.openings = 0
+
+    def __call__(self) -> tuple[dict[str, AttrDict], Facts]:
+        self.openings += 1
+        groups = {
+            "meta": LazyDict(eval_id=Deferred(lambda: "x")),
+            "stats": LazyDict(self.columns),
+            "time": LazyDict(num_updates=self.clock),
+        }
+        rows = {layout.rows_name("stats", "rare"): Once(self.rows)}
+        return groups, Facts("finished", 5.0, self.ticks, rows)
+
+    @property
+    def reads(self) -> list[int]:
+        return [each.reads for each in (*self.columns.values(), self.clock, self.rows)]
+
+
+def test_a_run_is_opened_when_something_of_it_is_looked_at_and_once() -> None:
+    stored = Stored()
+    run = RunLog.unopened(Opening(stored))
+    log = MetaLog({"seed_1": run})
+    assert (list(run), len(run), log.eval_ids, stored.openings) == (
+        ["meta", "stats", "time"], 3, ["seed_1"], 0,
+    )  # fmt: skip
+    assert run.state == "finished"
+    assert log.stats_vars == ["loss", "rare"]
+    assert run.stats is run["stats"]
+    assert stored.openings == 1
+
+
+@pytest.mark.parametrize("ticks", [3, None])
+def test_names_and_facts_need_no_column(ticks: int | None) -> None:
+    stored = Stored(ticks)
+    run = RunLog.unopened(Opening(stored))
+    assert isinstance(run.stats, AttrDict)
+    assert isinstance(run.stats, dict)
+    assert (run.ticks, run.state, run.start_time) == (3, "finished", 5.0)
+    assert (list(run.stats), list(run.time), run.meta.eval_id) == (
+        ["loss", "rare"], ["num_updates"], "x",
+    )  # fmt: skip
+    assert run.row_numbers("stats", "loss").tolist() == [0, 1, 2]
+    assert stored.reads == [0, 0, 0, 0]
+
+
+def test_aligning_reads_what_it_needs() -> None:
+    stored = Stored()
+    steps, values = RunLog.unopened(Opening(stored)).aligned("rare")
+    assert (steps.tolist(), values.tolist()) == ([3], [5.0])
+    assert stored.reads == [0, 1, 1, 1]
+
+
+def test_a_run_that_cannot_be_opened_is_tried_again() -> None:
+    stored, failures = Stored(), [OSError("not now")]
+
+    def open_run() -> tuple[dict[str, AttrDict], Facts]:
+        if failures:
+            raise failures.pop()
+        return stored()
+
+    run = RunLog.unopened(Opening(open_run))
+    with pytest.raises(OSError, match="not now"):
+        _ = run.stats
+    assert run.stats.loss.tolist() == [1, 2, 3]
+
+
+def test_loading_reads_everything_and_lets_go_of_what_it_was_read_from() -> None:
+    stored = Stored()
+    gone = weakref.ref(stored)
+    run = RunLog.unopened(Opening(stored))
+    columns = [weakref.ref(each) for each in (*stored.columns.values(), stored.rows)]
+    assert run.load() is run
+    assert stored.reads == [1, 1, 1, 1]
+    del stored
+    assert [each() for each in (gone, *columns)] == [None] * 4
+    assert run.aligned("rare")[0].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_clone_of_an_unread_run_has_everything(clone) -> None:
+    run = clone(RunLog.unopened(Opening(Stored())))
+    assert type(run) is RunLog
+    assert [values.tolist() for values in dict.values(run.stats)] == [[1, 2, 3], [5]]
+    assert (run.state, run.start_time, run.ticks) == ("finished", 5.0, 3)
+    assert run.aligned("rare")[0].tolist() == [3]
+
+
+def test_a_run_is_also_a_dict_of_plain_dicts() -> None:
+    run = RunLog.unopened(Opening(Stored()))
+    plain = run.toDict()
+    assert {name: type(group) for name, group in plain.items()} == dict.fromkeys(run, dict)
+    assert plain["stats"]["rare"].tolist() == [5.0]
+    assert {**run}["meta"] == dict(run)["meta"] == {"eval_id": "x"}

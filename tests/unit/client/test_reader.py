@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 
 import h5py
 import numpy as np
@@ -10,9 +11,19 @@ from h5py import h5f
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mle_client import layout
+from mle_client import layout, reader, stored
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.reader import read_runs
+
+
+@pytest.fixture(autouse=True, params=["read at once", "read when looked at"])
+def size(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Whether files count as small or as large ones: it makes no difference to what is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "read when looked at":
+            patch.setattr(reader, "SMALL_BYTES", -1)
+            patch.setattr(stored, "_SMALL_BYTES", 0)
+        yield request.param
 
 
 @pytest.fixture
@@ -261,8 +272,8 @@ def test_statistics_that_are_not_asked_for_are_not_read_from_disk(path) -> None:
         file.seek(chunk.byte_offset)
         file.write(b"\0" * chunk.size)
     with pytest.raises(LogDamaged):
-        read_runs(path)
-    run = read_runs(path, only={"good", "absent"})[None, "seed_1"]
+        read_runs(path)[None, "seed_1"].load()
+    run = read_runs(path, only={"good", "absent"})[None, "seed_1"].load()
     assert list(run.stats) == ["good"]
     assert run.stats.good.tolist() == list(range(1000))
     assert list(run.time) == ["num_updates"]
@@ -319,7 +330,7 @@ def test_a_file_that_a_network_file_system_replaced_is_gone_and_not_damaged(
     def stale(*_args: object, **_kwargs: object) -> None:
         raise OSError("Can't synchronously read data (error message = 'Stale file handle')")
 
-    monkeypatch.setattr("mle_client.reader._read_run", stale)
+    monkeypatch.setattr("mle_client.reader.attribute", stale)
     with pytest.raises(LogNotFound, match="replaced"):
         read_runs(path)
 

@@ -15,7 +15,7 @@ import pytest
 from mle_client import control, discovery, layout, resume
 from mle_client.errors import DaemonStartFailed, LogDamaged, LogNotFound
 from mle_client.kept import Kept, kept_to_json
-from mle_client.reader import read_kept, read_names
+from mle_client.reader import read_kept
 from mle_client.resume import Resumed
 from mle_client.retention import Policy, Portfolio, Saved
 
@@ -125,6 +125,43 @@ def test_a_damaged_log_is_not_taken_for_none(folder: Path) -> None:
         resumed(folder)
 
 
+def merge(folder: Path) -> None:
+    """As when seeds are merged: the merged log is there before the others go."""
+    logs = sorted((folder / "logs").iterdir())
+    with h5py.File(folder / "logs" / "log.hdf5", "w") as merged:
+        for path in logs:
+            with h5py.File(path) as file:
+                for seed in file:
+                    file.copy(seed, merged)
+    for path in logs:
+        path.unlink()
+
+
+def test_a_log_that_was_merged_with_others_says_the_same(folder: Path) -> None:
+    write(folder, Kept(), "seed_2")
+    before = [resumed(folder), resumed(folder, "seed_2")]
+    merge(folder)
+    assert [resumed(folder), resumed(folder, "seed_2")] == before
+    assert before[0] is not None
+    assert (before[0].rows, before[0].kept) == (3, KEPT)
+    assert resumed(folder, "seed_3") is None
+
+
+def test_a_log_is_not_read_as_a_whole(folder: Path) -> None:
+    path = folder / "logs" / "log_seed_1.hdf5"
+    with h5py.File(path, "r+") as file:
+        dataset = file.create_dataset(
+            "seed_1/stats/torn", data=np.zeros(100_000), chunks=(100_000,), compression="gzip"
+        )
+        chunk = dataset.id.get_chunk_info(0)
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"\1" * chunk.size)
+    found = resumed(folder)
+    assert found is not None
+    assert "torn" in found.stats
+
+
 # --- files in the folder --------------------------------------------------------------------------
 def test_figures_and_objects_that_only_the_folder_tells_of_count(folder: Path) -> None:
     """Those of a trainer whose log was not published any more."""
@@ -215,7 +252,7 @@ def test_with_a_daemon_nothing_is_warned_of(
 def test_what_is_kept_is_read_without_its_padding(folder: Path) -> None:
     path = str(folder / "logs" / "log_seed_1.hdf5")
     assert read_kept(path, "seed_1") == kept_to_json(KEPT)
-    assert set(read_names(path, "seed_1")) == {"loss", "train/acc"}
+
     with h5py.File(path, "r+") as file:
         del file["seed_1/meta"][layout.KEPT_NAME]
     assert read_kept(path, "seed_1") == ""
