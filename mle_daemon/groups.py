@@ -16,8 +16,9 @@ from typing import Final
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, DaemonConfig
 
-# After a merge that failed for want of room, say: long enough not to fill the log.
-RETRY_AFTER_S: Final = 60.0
+# After a merge that failed for want of room, say: soon, then ever later, so as not to fill the log.
+RETRY_FIRST_S: Final = 2.0
+RETRY_MOST_S: Final = 60.0
 # Fewer seeds than these are not worth a merge, unless they are known to be all.
 _SEVERAL: Final = 2
 
@@ -40,6 +41,7 @@ class Group:
         quiet_since: when the last run began or ended; None until the time is known.
         outcome: of the last look, one of the words above; "" before the first.
         why: what went wrong.
+        failures: how often in a row something did that may go away by itself.
         retry_at: not before that time, after a failure.
     """
 
@@ -52,6 +54,7 @@ class Group:
     quiet_since: float | None = None
     outcome: str = ""
     why: str = ""
+    failures: int = 0
     retry_at: float = 0.0
 
     @property
@@ -78,7 +81,11 @@ class Groups:
         self._config = config
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._pending: dict[str, Group] = {}
+        # When the next of these is due; None where that is to be found out.  There may be thousands
+        # of them, and the question is put in every round of the loop.
+        self._next: float | None = None
         self._last_round: float | None = None  # of merging every so often
+        self._look_at = config.recent_runs  # number of groups at which old ones are looked for
         # By folder of configurations: whose meta log is behind, of these the ones to look at
         # again since something has changed in them, and whose meta log is being written.
         self._behind: set[str] = set()
@@ -86,21 +93,27 @@ class Groups:
         self._refreshing: set[str] = set()
 
     # --- told ---------------------------------------------------------------------------------
-    def began(self, directory: str, expected: int | None) -> None:
+    def began(self, directory: str, seed_id: str, expected: int | None) -> None:
         """A run of a group is here."""
         group = self._touch(directory, expected)
         group.running += 1
+        group.ended.pop(seed_id, None)  # it goes on, or is done again
 
     def ended(self, directory: str, seed_id: str, state: str) -> None:
         """A run of a group has ended, and its log has its final form."""
-        group = self.left(directory)
+        group = self._one_less(directory)
         group.ended[seed_id] = state
-        group.retry_at = 0.0
+        group.failures, group.retry_at = 0, 0.0
         self._want(directory, group)
         self._forget_old()
 
-    def left(self, directory: str) -> Group:
+    def left(self, directory: str) -> None:
         """A run of a group turned out to be none."""
+        group = self._one_less(directory)
+        if group.settled and not (group.ended or group.outcome):
+            del self._groups[directory]  # else its folder would never be complete
+
+    def _one_less(self, directory: str) -> Group:
         group = self._touch(directory, None)
         group.running = max(0, group.running - 1)
         self._changed.add(posixpath.dirname(directory))
@@ -114,6 +127,7 @@ class Groups:
         if self._config.merge != OFF:
             group.pending = True
             self._pending[directory] = group
+            self._next = None
 
     def _touch(self, directory: str, expected: int | None) -> Group:
         group = self._groups.setdefault(directory, Group())
@@ -121,14 +135,18 @@ class Groups:
         if expected is not None:
             group.expected = max(expected, group.expected or 0)
         group.quiet_since = None
+        self._next = None
         return group
 
     def _forget_old(self) -> None:
         """Keep what the status report lists of groups that nothing more is to be done for."""
+        if len(self._groups) <= self._look_at:
+            return
         surplus = len(self._groups) - self._config.recent_runs
         settled = [name for name, group in self._groups.items() if group.settled]
-        for name in settled[: max(0, surplus)]:
+        for name in settled[:surplus]:
             del self._groups[name]
+        self._look_at = len(self._groups) + self._config.recent_runs // 10
 
     # --- due ----------------------------------------------------------------------------------
     def due(self, now: float, *, leaving: bool) -> list[e.MergeGroup | e.RefreshMeta]:
@@ -138,6 +156,18 @@ class Groups:
             leaving: the daemon is about to leave: no further run is waited for.
         """
         jobs: list[e.MergeGroup | e.RefreshMeta] = []
+        if leaving or self._next is None or self._next <= now:
+            jobs += self._due_groups(now, leaving)
+        for folder in sorted(self._behind & self._changed - self._refreshing):
+            if self._is_final(folder):
+                self._behind.discard(folder)
+                self._refreshing.add(folder)
+                jobs.append(e.RefreshMeta(folder))
+        self._changed.clear()
+        return jobs
+
+    def _due_groups(self, now: float, leaving: bool) -> list[e.MergeGroup]:
+        jobs = []
         for directory, group in list(self._pending.items()):
             if group.quiet_since is None:
                 group.quiet_since = now
@@ -149,16 +179,14 @@ class Groups:
                 )
         if jobs:
             self._last_round = now
-        for folder in sorted(self._behind & self._changed - self._refreshing):
-            if self._is_final(folder):
-                self._behind.discard(folder)
-                self._refreshing.add(folder)
-                jobs.append(e.RefreshMeta(folder))
-        self._changed.clear()
+        self._next = None
+        self._next = self.next_due()
         return jobs
 
     def next_due(self) -> float:
         """When the next merge is due; infinity if none is."""
+        if self._next is not None:
+            return self._next
         return min((self._due_at(group, False) for group in self._pending.values()), default=_NEVER)
 
     def _due_at(self, group: Group, leaving: bool) -> float:
@@ -200,29 +228,38 @@ class Groups:
         group = self._looked_at(event.directory)
         group.merged = event.seeds
         group.outcome, group.why = (FAILED if event.why else MERGED), event.why
+        group.failures = 0
         self._fall_behind(event.directory)
 
     def not_merged(self, event: e.GroupNotMerged, now: float) -> None:
         """A group is not merged."""
         group = self._looked_at(event.directory)
-        if event.too_few:
+        if event.gone:
+            if group.settled:
+                del self._groups[event.directory]
+        elif event.too_few:
             group.outcome = INCOMPLETE if group.expected is not None else SINGLE
             if group.outcome == SINGLE:
                 self._fall_behind(event.directory)
-            return
-        group.outcome, group.why = FAILED, event.error
-        if event.retry:
-            group.retry_at = now + RETRY_AFTER_S
-            self._want(event.directory, group)
+        else:
+            group.outcome, group.why = FAILED, event.error
+            if event.retry:
+                group.retry_at = now + min(RETRY_MOST_S, RETRY_FIRST_S * 2.0**group.failures)
+                group.failures += 1
+                self._want(event.directory, group)
 
-    def refreshed(self, folder: str) -> None:
-        """A meta log is written, or cannot be."""
-        self._refreshing.discard(folder)
-        self._changed.add(folder)  # something may have been merged meanwhile
+    def refreshed(self, event: e.MetaRefreshed) -> None:
+        """A meta log is written, or cannot be: then again when something changes."""
+        self._refreshing.discard(event.folder)
+        if event.error:
+            self._behind.add(event.folder)
+        else:
+            self._changed.add(event.folder)  # something may have been merged meanwhile
 
     def _looked_at(self, directory: str) -> Group:
         group = self._groups.setdefault(directory, Group())
         group.merging = False
+        self._next = None
         self._changed.add(posixpath.dirname(directory))
         return group
 
@@ -249,7 +286,7 @@ class Groups:
         return {
             directory: group.expected
             for directory, group in self._groups.items()
-            if group.pending or group.merging
+            if group.pending or group.merging or posixpath.dirname(directory) in self._refreshing
         }
 
     def reports(self) -> list[e.Report]:
