@@ -31,6 +31,7 @@ _LOOK_EVERY_S: Final = 5.0  # whether it reads and writes
 # A file may be damaged so that HDF5 crashes on it; memory that was short may be there again.
 _DEATHS: Final = 3  # within one and the same job, until that is given up
 _THREAD_NAME: Final = "mle-merger"
+_COMMAND: Final = (sys.executable, "-P", "-m", "mle_daemon.merge_process")
 _LAST_WORDS_BYTES: Final = 4_096
 
 Job = e.MergeGroup | e.RefreshMeta
@@ -85,7 +86,7 @@ class Merger:
         """The outcome of a job."""
         try:
             outcome = _outcome(job, self._ask(_plain(job)))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever it said: this thread must go on
             self._end()
             self._deaths[job] += 1
             said = f"the merging process does not run: {error}"
@@ -115,7 +116,7 @@ class Merger:
     def _start(self) -> subprocess.Popen[str]:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # read when the process has ended
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "mle_daemon.merge_process"],
+            _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
