@@ -127,7 +127,7 @@ class TooFewSeeds(MergeFailed):
     exit_code = 7
 
     def __init__(self, path: str, ended: int, expected: int, running: tuple[str, ...] = ()) -> None:
-        going_on = f", and {', '.join(running)} go on" if running else ""
+        going_on = f", and not {', '.join(running)}" if running else ""
         super().__init__(
             path, f"{ended} of {expected} seeds have ended{going_on}: merge again when all have"
         )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,8 @@ _COPY_BYTES: Final = 2**30  # asked of the kernel at once; it may do less
 _NOT_POSSIBLE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
 _HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)  # by another process
 _LOOK_EVERY_S: Final = 0.02  # whether a folder is still locked
+
+_copies = itertools.count()  # of this process, so that each has a name of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,43 +40,67 @@ class Stamp:
 
 
 @contextmanager
-def locked(folder: str, timeout: float) -> Iterator[None]:
-    """Keep other processes, and threads, out of a folder that lock it likewise.
-
-    On file systems without locks it keeps nobody out.
+def locked(*folders: str, timeout: float) -> Iterator[bool]:
+    """Keep other processes, and threads, out of folders that they lock likewise.
 
     Args:
-        folder: path of an existing one; nothing is written to it.
-        timeout: seconds to wait for whoever has it locked.
+        folders: paths of existing ones; nothing is written to them.
+        timeout: seconds to wait for whoever has one locked.
+
+    Yields:
+        Whether it keeps them out: not all file systems have locks.
 
     Raises:
-        BlockingIOError: it is still locked then.
-        OSError: it cannot be opened.
+        BlockingIOError: one is still locked then; says by whom.
+        OSError: one cannot be opened.
     """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        lock(fd, folder, timeout)
-        yield
-    finally:
-        os.close(fd)
+    with ExitStack() as stack:
+        opened: dict[tuple[int, int], tuple[int, str]] = {}
+        for folder in folders:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            found = os.fstat(fd)
+            opened.setdefault((found.st_dev, found.st_ino), (fd, folder))
+        deadline = time.monotonic() + timeout
+        keeps_out = True
+        for _, (fd, folder) in sorted(opened.items()):  # two never wait for each other
+            keeps_out &= _lock(fd, folder, deadline, timeout)
+            stack.callback(_unlock, fd)
+        yield keeps_out
 
 
-def lock(fd: int, folder: str, timeout: float) -> None:
-    """Lock a folder until its descriptor is closed.  Args, Raises: as of `locked`."""
-    deadline = time.monotonic() + timeout
+def _lock(fd: int, folder: str, deadline: float, timeout: float) -> bool:
+    """Lock a folder that is open.  Returns: whether there are locks here."""
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _HELD:
-                return  # no locks here
+                return False
         else:
-            return
+            return True
         if time.monotonic() >= deadline:
-            raise BlockingIOError(
-                errno.EWOULDBLOCK, f"another process has locked it for {timeout:g} s", folder
-            )
+            said = f"{_holder(fd)} has had it locked for {timeout:g} s"
+            raise BlockingIOError(errno.EWOULDBLOCK, said, folder)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _unlock(fd: int) -> None:
+    """Unlock a folder, also where a forked child has inherited its descriptor."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _holder(fd: int) -> str:
+    """Who has a file locked, as far as the system tells."""
+    found = os.fstat(fd)
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+    with suppress(OSError), open("/proc/locks", encoding="ascii") as lines:
+        for line in lines:  # such as "1: FLOCK  ADVISORY  WRITE 4242 fe:00:1234 0 EOF"
+            match line.split():
+                case [_, "FLOCK", _, _, pid, place, *_] if place == f"{device}:{found.st_ino}":
+                    return f"process {pid}"
+    return "another process"
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -203,6 +230,8 @@ def sync_folder(path: str) -> None:
 def put_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
     """Move a file into a folder under a name that is free there.
 
+    A crash in between leaves it under both names.
+
     Args:
         stamp: begins the new name.
         name: ends it; "" for the file's own.
@@ -210,46 +239,52 @@ def put_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
     Returns:
         The file's new path.
     """
-    make_folders(folder)
-    kept = _reserve(folder, f"{stamp}-{name or os.path.basename(path)}")
-    try:
-        os.replace(path, kept)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            remove(kept)
-            raise
-        copy_durably(path, kept)
-        os.unlink(path)
-    sync_folder(folder)
+    kept = keep_aside(path, folder, stamp, name)
+    os.unlink(path)
     return kept
 
 
-def keep_aside(path: str, folder: str, stamp: str) -> str:
+def keep_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
     """Give a file, which stays where it is, a further name in a folder; or copy it there.
 
     Args, Returns: as of `put_aside`.
     """
     make_folders(folder)
-    kept = _reserve(folder, f"{stamp}-{os.path.basename(path)}")
-    link = f"{kept}.tmp"
+    wanted = f"{stamp}-{name or os.path.basename(path)}"
     try:
-        os.link(path, link)
+        kept = _first_free(folder, wanted, lambda new: os.link(path, new, follow_symlinks=False))
     except OSError:  # another file system, or one without links
-        copy_durably(path, link)
-    os.replace(link, kept)
+        kept = _copy_aside(path, folder, wanted)
     sync_folder(folder)
     return kept
 
 
-def _reserve(folder: str, name: str) -> str:
-    """A new, empty file: nobody else gets this name."""
+def _copy_aside(path: str, folder: str, name: str) -> str:
+    copy = os.path.join(folder, f".{name}.{os.getpid()}-{next(_copies)}.tmp")
+    copy_durably(path, copy)
+    try:
+        kept = _first_free(folder, name, _make)
+        os.replace(copy, kept)
+    except OSError:
+        remove(copy)
+        raise
+    return kept
+
+
+def _first_free(folder: str, name: str, take: Callable[[str], None]) -> str:
+    """Have a name taken that nobody has, and return its path."""
     number = 1
     while True:
         path = os.path.join(folder, name if number == 1 else f"{number}-{name}")
         with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            take(path)
             return path
         number += 1
+
+
+def _make(path: str) -> None:
+    """Make an empty file.  Raises: FileExistsError: there is one."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
 
 def is_inside(path: str, root: str) -> bool:

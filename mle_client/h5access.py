@@ -8,21 +8,27 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from h5py import h5a, h5f, h5g, h5o, h5p, h5s
+from h5py import h5a, h5d, h5f, h5g, h5o, h5p, h5s
 
 from mle_client.errors import LogDamaged, LogNotFound
 
 Id: TypeAlias = Any  # of a file, group or dataset in HDF5's own interface; h5py has no types
 
 # What HDF5 and h5py raise where a file is damaged, or no log.
-UNREADABLE: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
+UNREADABLE: Final = (
+    *(OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError),
+    MemoryError,  # a size that was damaged
+)
 ADVICE: Final = "restore it from a copy, or move it out of the folder"
 _IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
+_ERRNO: Final = re.compile(r"errno = (\d+)")  # in the texts of HDF5
 
 _image_numbers = itertools.count()  # HDF5 takes two images of one name for one file
 
@@ -70,6 +76,25 @@ def encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+def decoded(name: bytes) -> str:
+    """The name of a group or dataset, whatever bytes it has."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def said(error: BaseException) -> str:
+    """What HDF5 says of an error, without addresses in memory."""
+    code = system_error(error)
+    return os.strerror(code) if code else str(error)
+
+
+def system_error(error: BaseException) -> int:
+    """The `errno` that made HDF5 fail; 0 where it was none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = _ERRNO.search(str(error))
+    return int(found[1]) if found else 0
+
+
 # --- reading --------------------------------------------------------------------------------------
 @contextmanager
 def reading(path: str) -> Iterator[tuple[Id, int]]:
@@ -82,25 +107,29 @@ def reading(path: str) -> Iterator[tuple[Id, int]]:
     """
     with ExitStack() as stack:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
             stack.callback(os.close, fd)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise LogDamaged(path, "it is a folder, or a device: move it away")
             # By its descriptor: the name may lead to another file by now.
             file = _open(f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else path)
         except FileNotFoundError as error:
             raise LogNotFound(path, "there is no such file") from error
         except OSError as error:
-            if error.errno:
-                raise
+            if code := system_error(error):
+                raise OSError(code, os.strerror(code), path) from error
             raise LogDamaged(path, f"not a readable HDF5 file ({error}); {ADVICE}") from error
         stack.callback(file.close)
         try:
             yield file, fd
-        except LogDamaged:
-            raise
+        except (LogDamaged, LogNotFound):
+            raise  # perhaps of another file that is read meanwhile
         except UNREADABLE as error:
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and error.filename:
                 raise
-            raise LogDamaged(path, f"it cannot be read: {error}; {ADVICE}") from error
+            if code := system_error(error):
+                raise OSError(code, os.strerror(code), path) from error
+            raise LogDamaged(path, f"it cannot be read: {said(error)}; {ADVICE}") from error
 
 
 def _open(name: str) -> Id:
@@ -116,17 +145,17 @@ def _open(name: str) -> Id:
 
 
 def datasets(group: Id, prefix: str = "") -> Iterator[tuple[str, Id]]:
-    """All datasets below a group by their paths, but for empty ones."""
+    """All datasets below a group by their paths, but for those without even a shape."""
     for name in group:
-        child, path = h5o.open(group, name), prefix + name.decode("utf-8", "surrogateescape")
+        child, path = h5o.open(group, name), prefix + decoded(name)
         if isinstance(child, h5g.GroupID):
             yield from datasets(child, f"{path}/")
-        elif child.shape:
+        elif isinstance(child, h5d.DatasetID) and child.shape is not None:
             yield path, child
 
 
 def attribute(holder: Id, name: str) -> Any:
-    """The value of an attribute, a text as bytes; None if there is none.
+    """The value of an attribute, a text as bytes; None if there is none, or none in it.
 
     h5py's own `attrs` takes four times as long, and a merge asks thousands of times.
     """
@@ -134,6 +163,8 @@ def attribute(holder: Id, name: str) -> Any:
     if not h5a.exists(holder, key):
         return None
     stored = h5a.open(holder, key)
+    if stored.shape is None:
+        return None
     value = np.empty(stored.shape, stored.dtype)
     stored.read(value)
     return value[()]

@@ -7,138 +7,133 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5o, h5t
+from h5py import h5a, h5d, h5g, h5l, h5o, h5t
 
 from mle_client import layout
-from mle_client.h5access import Id, attribute, datasets, encoded, reading, text_of
-from mle_client.seed_groups import Copy
+from mle_client.group_copies import Copy, reading_source
+from mle_client.h5access import (
+    UNREADABLE,
+    Id,
+    attribute,
+    datasets,
+    decoded,
+    encoded,
+    reading,
+    said,
+)
 
 _BLOCK_BYTES: Final = 2**18  # compared at once; fits the processor's cache
-_FILES_AT_ONCE: Final = 2  # whose bytes wait to be compared
+_CONFIG: Final = "config_dict"
 
 
-def differences(copies: Iterable[Copy], path: str) -> list[str]:
+def differences(copies: Iterable[Copy], path: str) -> list[tuple[Copy, str]]:
     """Compare copies with what they are of: types, shapes, attributes, and every stored byte.
 
     Args:
         path: of the file with the copies.
 
     Returns:
-        What differs, as paths in that file; empty where nothing does.
+        The copies that differ, each with a path in that file at which it does.
 
     Raises:
+        LogNotFound: a source is gone, or was replaced.
+        LogDamaged: the file with the copies is none, or a source no longer.
         OSError: a file cannot be read.
     """
-    found: list[str] = []
-    with reading(path) as (new, new_fd), ThreadPoolExecutor(1, "mle-merge-compare") as reader:
-        bytes_compared: deque[Future[list[str]]] = deque()
-        for source, group in itertools.groupby(copies, lambda copy: copy.source):
-            with reading(source) as (old, old_fd):
-                pair = _Pair(found)
-                for copy in group:
-                    here, there = h5g.open(old, encoded(copy.group)), encoded(copy.name)
-                    pair.compare_groups(here, h5g.open(new, there), copy.name)
-                # While HDF5 looks at the next source; the system's calls leave Python alone.
-                bytes_compared.append(
-                    reader.submit(_different_bytes, os.dup(old_fd), new_fd, pair.places)
-                )
-            if len(bytes_compared) > _FILES_AT_ONCE:
-                found += bytes_compared.popleft().result()
-        while bytes_compared:
-            found += bytes_compared.popleft().result()
+    found: list[tuple[Copy, str]] = []
+    with reading(path) as (new, new_fd):
+        for _, group in itertools.groupby(copies, lambda copy: copy.source):
+            same = list(group)
+            with reading_source(same[0]) as (old, old_fd, is_still):
+                if not is_still:
+                    continue  # its run goes on, and nothing follows from what was copied
+                pair = _Pair(old_fd, new_fd)
+                different = (pair.compare(old, each.group, new, each.name) for each in same)
+                found += [pairing for pairing in zip(same, different, strict=True) if pairing[1]]
     return found
 
 
-class _Place(NamedTuple):
-    """Where a chunk lies in its file, in bytes."""
-
-    offset: int
-    size: int
-    filter_mask: int
-
-
 class _Pair:
-    """Groups of two files being compared, but for the bytes of their datasets.
+    """Two files being compared.  Args: old, new: descriptors of them."""
 
-    Args:
-        found: takes the paths of what differs.
+    def __init__(self, old: int, new: int) -> None:
+        self._files = old, new
+        self._buffers = np.empty((2, _BLOCK_BYTES), np.uint8)
 
-    Attributes:
-        places: path of a dataset, and where a piece of it lies in either file.
-    """
+    def compare(self, old: Id, name: str, new: Id, copy: str) -> str:
+        """Compare two objects and all in them.
 
-    def __init__(self, found: list[str]) -> None:
-        self.places: list[tuple[str, _Place, _Place]] = []
-        self._found = found
+        Args:
+            old, new: the groups that they are in.
+            name, copy: their names there.
 
-    def compare_groups(self, old: Id, new: Id, path: str) -> None:
-        """Compare two groups and all in them."""
-        if not _same_attributes(old, new):
-            self._found.append(path)
-        names, copied = set(old), set(new)
-        self._found.extend(_inside(path, name) for name in names ^ copied)
-        for name in names & copied:
-            one, other, where = h5o.open(old, name), h5o.open(new, name), _inside(path, name)
-            if isinstance(one, h5g.GroupID) and isinstance(other, h5g.GroupID):
-                self.compare_groups(one, other, where)
-            elif type(one) is not type(other) or not self._alike(one, other, where):
-                self._found.append(where)
+        Returns:
+            The path of the first difference; "" if there is none.
+        """
+        try:
+            one, other = h5o.open(old, encoded(name)), h5o.open(new, encoded(copy))
+            return next(self._differences(one, other, copy), "")
+        except UNREADABLE as error:
+            return f"{copy}: {said(error)}"
 
-    def _alike(self, one: Id, other: Id, path: str) -> bool:
-        """Whether two datasets have the same form; and values, where these have no places."""
+    def _differences(self, one: Id, other: Id, path: str) -> Iterator[str]:
+        if type(one) is not type(other) or not _same_attributes(one, other):
+            yield path
+        elif isinstance(one, h5t.TypeID):
+            if one != other:
+                yield path
+        elif isinstance(one, h5d.DatasetID):
+            if not self._same_dataset(one, other):
+                yield path
+        else:
+            names, copied = set(one), set(other)
+            yield from (_inside(path, name) for name in names ^ copied)
+            for name in names & copied:
+                yield from self._of_links(one, other, name, _inside(path, name))
+
+    def _of_links(self, one: Id, other: Id, name: bytes, path: str) -> Iterator[str]:
+        kinds = {group.links.get_info(name).type for group in (one, other)}
+        if kinds == {h5l.TYPE_HARD}:
+            yield from self._differences(h5o.open(one, name), h5o.open(other, name), path)
+        elif len(kinds) > 1 or one.links.get_val(name) != other.links.get_val(name):
+            yield path
+
+    def _same_dataset(self, one: Id, other: Id) -> bool:
         kind = one.get_type()
         if one.shape != other.shape or kind != other.get_type():
             return False
-        if not _same_attributes(one, other):
-            return False
+        if one.shape is None:  # HDF5's "no data at all"
+            return True
         storage = one.get_create_plist()
         if not storage.equal(other.get_create_plist()):
             return False
         is_varying = isinstance(kind, h5t.TypeStringID) and kind.is_variable_str()
         places = None if is_varying or kind.detect_class(h5t.VLEN) else _places(one, storage)
         if places is None:
-            return _same_values(one, other)
+            return all(_are_identical(a, b) for a, b in _blocks(one, other))
         copied = _places(other, storage)
-        if copied is None or places.keys() != copied.keys():
+        return (
+            copied is not None
+            and places.keys() == copied.keys()
+            and all(self._same_bytes(places[at], copied[at]) for at in places)
+        )
+
+    def _same_bytes(self, one: _Place, other: _Place) -> bool:
+        if (one.size, one.filter_mask) != (other.size, other.filter_mask):
             return False
-        self.places += [(path, place, copied[at]) for at, place in places.items()]
-        return True
-
-
-def _different_bytes(old: int, new: int, places: list[tuple[str, _Place, _Place]]) -> list[str]:
-    """The paths of datasets whose bytes differ.
-
-    Args:
-        old: descriptor of one file; it is closed.
-        new: descriptor of the other.
-    """
-    try:
-        buffers = np.empty((2, _BLOCK_BYTES), np.uint8)
-        different = {path for path, *pair in places if not _same_bytes((old, new), pair, buffers)}
-    finally:
-        os.close(old)
-    return sorted(different)
-
-
-def _same_bytes(files: tuple[int, int], places: Sequence[_Place], buffers: Any) -> bool:
-    one, other = places
-    if (one.size, one.filter_mask) != (other.size, other.filter_mask):
-        return False
-    for done in range(0, one.size, _BLOCK_BYTES):
-        parts = buffers[:, : min(_BLOCK_BYTES, one.size - done)]
-        for part, fd, place in zip(parts, files, places, strict=True):
-            if os.preadv(fd, [part], place.offset + done) != len(part):
+        for done in range(0, one.size, _BLOCK_BYTES):
+            parts = self._buffers[:, : min(_BLOCK_BYTES, one.size - done)]
+            for part, fd, place in zip(parts, self._files, (one, other), strict=True):
+                if os.preadv(fd, [part], place.offset + done) != len(part):
+                    return False
+            if not np.array_equal(*parts):
                 return False
-        if not np.array_equal(*parts):
-            return False
-    return True
+        return True
 
 
 def _inside(path: str, name: bytes) -> str:
@@ -146,15 +141,19 @@ def _inside(path: str, name: bytes) -> str:
 
 
 def contains(older: tuple[str, str], newer: tuple[str, str]) -> bool:
-    """Whether the columns of a seed hold all values of another one, at their beginning.
+    """Whether a seed has all values of another one, at the beginning of its columns.
+
+    What a run says of itself in meta/ is no value, but for its configuration.
 
     Args:
         older, newer: path of a file, and name of the group in it.
 
     Raises:
-        OSError: a file cannot be read.
+        LogNotFound: a file is gone.
+        LogDamaged: one is no log, or no longer.
+        OSError: one cannot be read.
     """
-    with reading(older[0]) as (old_file, _), reading(newer[0]) as (new_file, _):
+    with reading(older[0]) as (old_file, old_fd), reading(newer[0]) as (new_file, new_fd):
         old, new = (
             h5g.open(file, encoded(name))
             for file, name in ((old_file, older[1]), (new_file, newer[1]))
@@ -163,11 +162,15 @@ def contains(older: tuple[str, str], newer: tuple[str, str]) -> bool:
         return all(
             name in columns and _begins_with(columns[name], column)
             for name, column in _value_columns(old).items()
+        ) and not any(
+            _Pair(old_fd, new_fd).compare(old, name, new, name)
+            for name in map(decoded, old)
+            if name not in layout.GROUPS
         )
 
 
 def _value_columns(seed: Id) -> dict[str, Id]:
-    """The datasets of a seed that hold what was logged, by path.
+    """The datasets of a seed that hold what was logged, by path; and its configuration.
 
     mle-logging's names with slashes are paths here; ours have them escaped.
     """
@@ -175,43 +178,80 @@ def _value_columns(seed: Id) -> dict[str, Id]:
     for group in layout.GROUPS:
         if group.encode() in seed:
             for name, dataset in datasets(h5g.open(seed, group.encode())):
-                if group != "meta" or layout.is_rows_name(name):
+                if group != "meta" or name == _CONFIG or layout.is_rows_name(name):
                     found[f"{group}/{layout.unescape(name)}"] = dataset
     return found
 
 
 def _begins_with(column: Id, start: Id) -> bool:
     """Whether the first values of a column are those of another, whatever types they have."""
-    if column.shape[0] < start.shape[0] or column.shape[1:] != start.shape[1:]:
+    if len(column.shape) != len(start.shape) or column.shape[1:] != start.shape[1:]:
         return False
-    if (attribute(column, layout.STRING_ATTR) is None) != (
-        attribute(start, layout.STRING_ATTR) is None
-    ):
+    if column.shape and column.shape[0] < start.shape[0]:
         return False
-    return all(_are_equal(one, other) for one, other in _blocks(column, start, start.shape[0]))
+    escaped = [attribute(each, layout.STRING_ATTR) is not None for each in (start, column)]
+    return all(_are_equal(*values, *escaped) for values in _blocks(start, column))
 
 
-def _same_values(one: Id, other: Id) -> bool:
-    return all(_are_equal(a, b) for a, b in _blocks(one, other, one.shape[0] if one.shape else 1))
-
-
-def _blocks(one: Id, other: Id, rows: int) -> Iterator[tuple[Any, Any]]:
-    """The first rows of two datasets, in blocks."""
+# --- values ---------------------------------------------------------------------------------------
+def _blocks(one: Id, other: Id) -> Iterator[tuple[Any, Any]]:
+    """The values of a dataset, and the first ones of another, in blocks."""
+    if not one.shape:
+        yield h5py.Dataset(one)[()], h5py.Dataset(other)[()]
+        return
     row_bytes = max(1, int(np.prod(one.shape[1:], dtype=np.int64)) * one.dtype.itemsize)
     step = max(1, _BLOCK_BYTES // row_bytes)
     here, there = h5py.Dataset(one), h5py.Dataset(other)
-    for at in range(0, rows, step):
-        part = slice(at, min(rows, at + step)) if one.shape else ()
+    for at in range(0, one.shape[0], step):
+        part = slice(at, min(one.shape[0], at + step))
         yield here[part], there[part]
 
 
-def _are_equal(one: Any, other: Any) -> bool:
+def _are_equal(one: Any, other: Any, one_escaped: bool, other_escaped: bool) -> bool:
+    """Whether values are the same, in whatever types; NaN is NaN.
+
+    Args:
+        one_escaped, other_escaped: texts have C0 80 for NUL.
+    """
     a, b = np.asarray(one), np.asarray(other)
+    if a.shape != b.shape:
+        return False
     if a.dtype.kind in "SO" or b.dtype.kind in "SO":
-        # Text of fixed width ends in NUL; of varying width it does not.
-        texts = ([text_of(each) for each in array.ravel().tolist()] for array in (a, b))
-        return a.shape == b.shape and next(texts) == next(texts)
+        return _plain(a, one_escaped) == _plain(b, other_escaped)
+    if a.dtype != b.dtype and a.dtype.kind in "iuf" and b.dtype.kind in "iuf":
+        a, b = a.astype(np.longdouble), b.astype(np.longdouble)  # a double rounds large integers
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
+
+
+def _plain(values: Any, escaped: bool) -> list[Any]:
+    found = _comparable(values)
+    return [text.replace(b"\xc0\x80", b"\0") for text in found] if escaped else found
+
+
+def _are_identical(one: Any, other: Any) -> bool:
+    """Whether values of one type are the same bit for bit."""
+    a, b = np.asarray(one), np.asarray(other)
+    if a.dtype.hasobject:
+        return _comparable(a) == _comparable(b)
+    return a.tobytes() == b.tobytes()
+
+
+def _comparable(values: Any) -> list[Any]:
+    """Values of an array of texts, or of objects, which may be arrays of their own."""
+    return [
+        (each.dtype.str, each.shape, each.tobytes())
+        if isinstance(each, np.ndarray)
+        else (each.encode() if isinstance(each, str) else each)
+        for each in values.ravel().tolist()
+    ]
+
+
+class _Place(NamedTuple):
+    """Where a chunk lies in its file, in bytes."""
+
+    offset: int
+    size: int
+    filter_mask: int
 
 
 def _places(dataset: Id, storage: Id) -> dict[tuple[int, ...], _Place] | None:
@@ -224,7 +264,7 @@ def _places(dataset: Id, storage: Id) -> dict[tuple[int, ...], _Place] | None:
         One place at () where it is in one piece; None where it has no place of its own.
     """
     kind = storage.get_layout()
-    if kind == h5d.CONTIGUOUS:
+    if kind == h5d.CONTIGUOUS and not storage.get_external_count():
         offset = dataset.get_offset()
         return {} if offset is None else {(): _Place(offset, dataset.get_storage_size(), 0)}
     if kind != h5d.CHUNKED:
@@ -248,12 +288,13 @@ def _same_attribute(one: Id, holder: Id) -> bool:
     """Whether another holder has the same attribute."""
     if not h5a.exists(holder, one.name):
         return False
-    values = []
     other = h5a.open(holder, one.name)
     if one.get_type() != other.get_type() or one.shape != other.shape:
         return False
-    for each in (one, other):
-        value = np.empty(each.shape, each.dtype)
-        each.read(value)
-        values.append(value.tolist() if value.dtype.hasobject else value.tobytes())
-    return bool(values[0] == values[1])
+    return one.shape is None or _are_identical(_value(one), _value(other))
+
+
+def _value(attribute: Id) -> Any:
+    value = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(value)
+    return value

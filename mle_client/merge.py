@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Final
 
-from mle_client import control, layout, lifetime, merged_file, seed_groups
-from mle_client.errors import LogDamaged, LogNotFound
+from mle_client import control, layout, lifetime, merged_configs, merged_file, seed_groups
+from mle_client.errors import LogDamaged, LogNotFound, TooFewSeeds
+from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import Progress
-from mle_client.merged_file import Merge, MergeReport
+from mle_client.merging import LOCK_TIMEOUT_S, Merge, MergeReport, check_target
 from mle_client.seeds import natural_key
 
 # What merging, ours and mle-logging's, takes for a log by its name.
@@ -45,7 +46,8 @@ def merge_seed_logs(
             process logs, and one that no daemon looks after, is not waited for.
         delete_files: remove the logs that the merged file replaces, once every dataset of theirs
             reads back from it as it was.
-        timeout: seconds to wait for `num_logs`; None for as long as it takes.
+        timeout: seconds to wait for `num_logs`, and for another merge of these logs; None for as
+            long as it takes, and 10 minutes.
 
     Returns:
         What was done.
@@ -64,22 +66,27 @@ def merge_seed_logs(
     if not os.path.isdir(folder):
         raise LogNotFound(folder, "there is no such folder: check the path")
     target = os.fspath(merged_path)
+    check_target(target)
+    deadline = None if timeout is None else time.monotonic() + timeout
     control.publish_before_reading(folder)
     if num_logs is not None:
         _wait_for(num_logs, folder, timeout)
+    patience = LOCK_TIMEOUT_S if deadline is None else max(0.0, deadline - time.monotonic())
     report = merged_file.merge(
         Merge(
             target,
-            tuple(log_files(folder, other_than=target)),
             folder,
+            lambda: log_files(folder, other_than=target),
             delete=delete_files,
             running=True,
             mixed=True,
             at_least=0,
+            patience_s=patience,
         )
     )
-    for left in report.left_out:
-        warnings.warn(f"{left.path}: {left.why}", UserWarning, stacklevel=2)
+    if report.mixed:
+        warnings.warn(f"{folder}: {report.mixed}", UserWarning, stacklevel=2)
+    _warn_of(report.left_out)
     return report
 
 
@@ -99,14 +106,25 @@ def merge_config_logs(
     Raises:
         LogNotFound: there is no such folder, or no log in it.
         ValueError: several folders have that name.
-        LogDamaged: a log cannot be read.
+        LogDamaged: no log can be read, or meta_log.hdf5 is there and is none.
         MergeFailed: as of `merge_seed_logs`.
+
+    Warns:
+        UserWarning: a log was left out, and why.
     """
     folder = os.fspath(experiment_dir)
     if not os.path.isdir(folder):
         raise LogNotFound(folder, "there is no such folder: check the path")
     control.publish_before_reading(folder)
-    return meta_log(folder, {run_id: _folder_of(run_id, folder) for run_id in all_run_ids})
+    names = [os.path.normpath(run_id) for run_id in all_run_ids]
+    report = meta_log(folder, {name: _folder_of(name, folder) for name in names})
+    _warn_of(report.left_out)
+    return report
+
+
+def _warn_of(left_out: Sequence[LeftOut]) -> None:
+    for each in left_out:
+        warnings.warn(f"{each.path}: {each.why}", UserWarning, stacklevel=3)
 
 
 # --- for a daemon and for the command line --------------------------------------------------------
@@ -128,11 +146,18 @@ def merge_group(
     Raises:
         As of `merged_file.merge`.
     """
+    if not os.path.isdir(folder):
+        raise LogNotFound(folder, "there is no such folder: check the path")
+    target = layout.merged_log_path(folder)
+    if not (seed_log_files(folder) or os.path.lexists(target)):
+        if log_files(folder):  # they are merged under another name
+            raise TooFewSeeds(folder, 0, at_least)
+        raise LogNotFound(folder, "there is no log in its folder logs/: nothing to merge")
     return merged_file.merge(
         Merge(
-            layout.merged_log_path(folder),
-            tuple(seed_log_files(folder)),
+            target,
             folder,
+            lambda: seed_log_files(folder),
             delete=not keep_seed_logs,
             at_least=at_least,
             progress=progress,
@@ -152,13 +177,18 @@ def meta_log(
         progress: called with bytes done and bytes in all.
 
     Raises:
-        As of `merged_file.merge_configurations`.
+        As of `merged_configs.merge_configurations`.
     """
-    sources = {name: tuple(log_files(path)) for name, path in configs.items()}
-    for name, files in sources.items():
-        if not files:
-            raise LogNotFound(configs[name], "there is no log in its folder logs/")
-    return merged_file.merge_configurations(layout.meta_log_path(folder), folder, sources, progress)
+
+    def sources() -> dict[str, list[str]]:
+        found = {name: log_files(path) for name, path in configs.items()}
+        for name, paths in found.items():
+            if not paths:
+                raise LogNotFound(folder, f"there is no log in the folder logs/ of {configs[name]}")
+        return found
+
+    path = layout.meta_log_path(folder)
+    return merged_configs.merge_configurations(path, folder, sources, progress)
 
 
 def find_groups(root: str) -> list[str]:

@@ -69,11 +69,13 @@ class LeftOut:
         path: of the file.
         why: with what to do.
         damaged: it is no log, or no longer.
+        running: a run of it goes on, and that is all.
     """
 
     path: str
     why: str
     damaged: bool = False
+    running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Plan:
         drop: logs in it whose place others take, and which need not be kept.
         aside: logs in it whose place others take, to be put aside first.
         removable: files of which the merged file has everything in the end.
-        left_out: {path: why} of files that stay, and are not or not wholly in the merged file.
+        left_out: files that stay, and are not or not wholly in the merged file.
     """
 
     take: tuple[Member, ...] = ()
@@ -94,7 +96,7 @@ class Plan:
     drop: tuple[Member, ...] = ()
     aside: tuple[Member, ...] = ()
     removable: tuple[str, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def seeds(self) -> tuple[Member, ...]:
@@ -117,15 +119,16 @@ def plan_merge(
 
     Args:
         members: of the merged file and of its sources.
-        contains: whether the first, which is older, has nothing that the second lacks.  Asked only
-            about logs of different runs.
+        contains: whether the first, which is older, has nothing that the second lacks.  Not asked
+            about two sources of one run: whoever removes one looks whether it holds.
         running: whether runs that go on are merged as far as they got.  Their files stay.
     """
-    kept_out: dict[str, str] = {}
+    kept_out: dict[str, LeftOut] = {}
     by_seed: dict[str, list[Member]] = {}
     for member in members:
         if member.is_running and not member.in_target:
-            kept_out[member.path] = _GOES_ON[running].format(seed=member.seed)
+            why = _GOES_ON[running].format(seed=member.seed)
+            kept_out[member.path] = LeftOut(member.path, why, running=True)
         if not member.is_running or member.in_target or running:
             by_seed.setdefault(member.seed, []).append(member)
     winners, drop, aside = [], [], []
@@ -135,11 +138,10 @@ def plan_merge(
         for loser in rivals:
             if loser is winner:
                 continue
-            needless = _is_needless(loser, winner, contains)
             if not loser.in_target:
-                if not needless:
-                    kept_out[loser.path] = _duplicate(loser, winner)
-            elif needless or winner.overwrites:
+                if not (_is_same_run(loser, winner) or contains(loser, winner)):
+                    kept_out[loser.path] = LeftOut(loser.path, _duplicate(loser, winner))
+            elif contains(loser, winner) or _is_overwritten(loser, winner):
                 drop.append(loser)
             else:
                 aside.append(loser)
@@ -149,7 +151,7 @@ def plan_merge(
         drop=tuple(drop),
         aside=tuple(aside),
         removable=_removable(by_seed.values(), kept_out),
-        left_out=tuple(kept_out.items()),
+        left_out=tuple(kept_out.values()),
     )
 
 
@@ -179,10 +181,13 @@ def _precedence(member: Member) -> tuple[float, int, bool]:
     return start, member.rows, not member.is_running
 
 
-def _is_needless(loser: Member, winner: Member, contains: Callable[[Member, Member], bool]) -> bool:
-    if loser.run and loser.run == winner.run:  # a run's log only grows
-        return True
-    return contains(loser, winner)
+def _is_same_run(one: Member, other: Member) -> bool:
+    return bool(one.run) and one.run == other.run
+
+
+def _is_overwritten(loser: Member, winner: Member) -> bool:
+    """Whether the loser was to be deleted when the winner began."""
+    return winner.overwrites and not _is_same_run(loser, winner)
 
 
 def _duplicate(loser: Member, winner: Member) -> str:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from mle_client import files, layout, log_compare, seed_groups
-from mle_client.errors import MergeFailed
+from mle_client import files, group_copies, layout, log_compare
+from mle_client.errors import LogDamaged, MergeFailed
+from mle_client.group_copies import Copy
 from mle_client.merge_plan import LeftOut
-from mle_client.seed_groups import Copy
 
 _TEMPORARY: Final = "merge-"  # begins the token of an unfinished file
+# Where nothing keeps others out, an unfinished file is left alone for so long after its last write.
+_FORGOTTEN_AFTER_S: Final = 3600.0
 
 Progress: TypeAlias = Callable[[int, int], None]  # told the bytes done and the bytes in all
 
@@ -33,11 +36,16 @@ def write_file(
 
     Args:
         folder: where to.
-        unreadable: files that turn out to be so are added.
+        unreadable: files that cannot be copied as they are; more are added.
         base, base_copies: a file whose content comes first, and what is in it.
 
     Returns:
-        Its path; None where a source is unreadable or changed meanwhile.
+        Its path; None where a source cannot be copied.
+
+    Raises:
+        LogNotFound: a source is gone, or was replaced.
+        MergeFailed: what was written does not read back.
+        OSError: there is no room, or the disk fails.
     """
     path = os.path.join(folder, layout.temporary_name(_TEMPORARY + secrets.token_hex(8)))
     sizes = {source: os.stat(source).st_size for source in {copy.source for copy in copies}}
@@ -48,19 +56,39 @@ def write_file(
         done += sizes.pop(copy.source, 0)
         progress(done, total)
 
-    with files.new_file(path) as fd, seed_groups.synced_meanwhile(fd):
-        failed = seed_groups.write_copies(path, fd, copies, base=base, on_copied=on_copied)
-        different = [] if failed else log_compare.differences([*base_copies, *copies], path)
+    with files.new_file(path) as fd, group_copies.synced_meanwhile(fd):
+        failed = group_copies.write_copies(path, fd, copies, base=base, on_copied=on_copied)
+        if not failed:
+            failed = _not_as_it_was(path, base_copies, copies)
     for copy, why in failed:
         unreadable[copy.source] = LeftOut(copy.source, why, damaged=True)
-    if failed or different:
+    if failed:
         files.remove(path)
-    if different:
-        raise MergeFailed(
-            folder,
-            f"what was written does not read back as it was ({different[0]}): check the disk",
-        )
     return None if failed else path
+
+
+def _not_as_it_was(
+    path: str, base: Sequence[Copy], copies: Sequence[Copy]
+) -> list[tuple[Copy, str]]:
+    """The copies in a file that are not what they are of, and how.
+
+    Raises:
+        MergeFailed: what was copied as a whole is not.
+    """
+    try:
+        damaged = log_compare.differences(base, path)
+        different = log_compare.differences(copies, path)
+    except LogDamaged as error:
+        raise MergeFailed(
+            error.path, f"what was written does not read back: {error.why}"
+        ) from error
+    if damaged:
+        said = f"what was written does not read back as it was ({damaged[0][1]}): check the disk"
+        raise MergeFailed(damaged[0][0].source, said)
+    return [
+        (copy, f"a copy of it does not read back as it is ({where}): check the file, and the disk")
+        for copy, where in different
+    ]
 
 
 def root_above(folder: str) -> str:
@@ -76,12 +104,28 @@ def root_above(folder: str) -> str:
 def scratch_folder(target: str) -> str:
     """Where unfinished files lie: on the file system of the target, and not where logs are."""
     folder = os.path.dirname(os.path.realpath(target))
-    return os.path.dirname(folder) if os.path.basename(folder) == "logs" else folder
+    above = os.path.dirname(folder)
+    if os.path.basename(folder) == "logs" and os.stat(above).st_dev == os.stat(folder).st_dev:
+        return above
+    return folder
 
 
-def clean(folder: str) -> None:
-    """Remove what a killed merge left.  The folder is locked, so nobody is at it."""
+def clean(folder: str, *, alone: bool) -> None:
+    """Remove what a killed merge left.
+
+    Args:
+        alone: the folder is locked, so that nobody is at it.
+    """
     prefix = layout.temporary_name(_TEMPORARY).removesuffix(".tmp")
     for name in os.listdir(folder):
         if name.startswith(prefix) and layout.is_temporary(name.removesuffix(".copy")):
-            files.remove(os.path.join(folder, name))
+            path = os.path.join(folder, name)
+            if alone or _is_forgotten(path):
+                files.remove(path)
+
+
+def _is_forgotten(path: str) -> bool:
+    try:
+        return time.time() - os.stat(path).st_mtime > _FORGOTTEN_AFTER_S
+    except FileNotFoundError:
+        return False

@@ -115,10 +115,10 @@ class Core:
                     self._out.log("warning", f"{event.directory}: left out: {event.why}")
             case e.GroupNotMerged():
                 self._groups.not_merged(event, now)
-                if not event.too_few:
+                if not (event.too_few or event.gone):
                     self._out.log("warning", f"not merged: {event.error}")
-            case e.MetaRefreshed(folder, error):
-                self._groups.refreshed(folder)
+            case e.MetaRefreshed(_, error):
+                self._groups.refreshed(event)
                 if error:
                     self._out.log("warning", f"the meta log is not refreshed: {error}")
             case e.RingsSeen(producers):

@@ -214,12 +214,14 @@ class GroupNotMerged:
         directory: of the configuration.
         error: why.
         too_few: not as many have ended as it takes.
+        gone: there is no such folder any more, or no log in it.
         retry: the reason may go away by itself.
     """
 
     directory: str
     error: str
     too_few: bool = False
+    gone: bool = False
     retry: bool = False
 
 

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import posixpath
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, DaemonConfig
 
-# After a merge that failed for want of room, say: long enough not to fill the log.
-RETRY_AFTER_S: Final = 60.0
+# After a merge that failed for want of room, say: soon, then ever later, so as not to fill the log.
+RETRY_FIRST_S: Final = 2.0
+RETRY_MOST_S: Final = 60.0
 # Fewer seeds than these are not worth a merge, unless they are known to be all.
 _SEVERAL: Final = 2
+
+# All are looked through when something has happened to a tenth of them: so it costs little.
+_LOOKED_THROUGH_AFTER: Final = 10
 
 _NEVER: Final = float("inf")
 
@@ -40,6 +45,7 @@ class Group:
         quiet_since: when the last run began or ended; None until the time is known.
         outcome: of the last look, one of the words above; "" before the first.
         why: what went wrong.
+        failures: how often in a row something did that may go away by itself.
         retry_at: not before that time, after a failure.
     """
 
@@ -52,6 +58,7 @@ class Group:
     quiet_since: float | None = None
     outcome: str = ""
     why: str = ""
+    failures: int = 0
     retry_at: float = 0.0
 
     @property
@@ -78,29 +85,41 @@ class Groups:
         self._config = config
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._pending: dict[str, Group] = {}
+        # There may be thousands of groups, and what is due is asked in every round of the loop: so
+        # only those are looked at that something has happened to, until it is time for another.
+        self._touched: dict[str, None] = {}
+        self._next = _NEVER  # no other one is due before that
         self._last_round: float | None = None  # of merging every so often
-        # By folder of configurations: whose meta log is behind, of these the ones to look at
-        # again since something has changed in them, and whose meta log is being written.
+        self._happened = 0  # since old groups were looked for
+        # By folder of configurations: those that have no final merged file; whether the meta log is
+        # behind; of these folders the ones to look at again since something has changed in them;
+        # and whether the meta log is being written.
+        self._open: dict[str, set[str]] = {}
         self._behind: set[str] = set()
         self._changed: set[str] = set()
         self._refreshing: set[str] = set()
 
     # --- told ---------------------------------------------------------------------------------
-    def began(self, directory: str, expected: int | None) -> None:
+    def began(self, directory: str, seed_id: str, expected: int | None) -> None:
         """A run of a group is here."""
         group = self._touch(directory, expected)
         group.running += 1
+        group.ended.pop(seed_id, None)  # it goes on, or is done again
 
     def ended(self, directory: str, seed_id: str, state: str) -> None:
         """A run of a group has ended, and its log has its final form."""
-        group = self.left(directory)
+        group = self._one_less(directory)
         group.ended[seed_id] = state
-        group.retry_at = 0.0
+        group.failures, group.retry_at = 0, 0.0
         self._want(directory, group)
-        self._forget_old()
 
-    def left(self, directory: str) -> Group:
+    def left(self, directory: str) -> None:
         """A run of a group turned out to be none."""
+        group = self._one_less(directory)
+        if group.settled and not (group.ended or group.outcome):
+            del self._groups[directory]  # else its folder would never be complete
+
+    def _one_less(self, directory: str) -> Group:
         group = self._touch(directory, None)
         group.running = max(0, group.running - 1)
         self._changed.add(posixpath.dirname(directory))
@@ -114,6 +133,7 @@ class Groups:
         if self._config.merge != OFF:
             group.pending = True
             self._pending[directory] = group
+            self._touched[directory] = None
 
     def _touch(self, directory: str, expected: int | None) -> Group:
         group = self._groups.setdefault(directory, Group())
@@ -121,14 +141,19 @@ class Groups:
         if expected is not None:
             group.expected = max(expected, group.expected or 0)
         group.quiet_since = None
+        self._touched[directory] = None
         return group
 
     def _forget_old(self) -> None:
         """Keep what the status report lists of groups that nothing more is to be done for."""
         surplus = len(self._groups) - self._config.recent_runs
+        if surplus <= 0 or self._happened * _LOOKED_THROUGH_AFTER < len(self._groups):
+            return
+        self._happened = 0
         settled = [name for name, group in self._groups.items() if group.settled]
-        for name in settled[: max(0, surplus)]:
+        for name in settled[:surplus]:
             del self._groups[name]
+            self._note_whether_final(name)
 
     # --- due ----------------------------------------------------------------------------------
     def due(self, now: float, *, leaving: bool) -> list[e.MergeGroup | e.RefreshMeta]:
@@ -137,29 +162,52 @@ class Groups:
         Args:
             leaving: the daemon is about to leave: no further run is waited for.
         """
+        touched = list(self._touched)
+        self._touched.clear()
+        everything = leaving or self._next <= now
         jobs: list[e.MergeGroup | e.RefreshMeta] = []
-        for directory, group in list(self._pending.items()):
-            if group.quiet_since is None:
-                group.quiet_since = now
-            if self._due_at(group, leaving) <= now:
-                del self._pending[directory]
-                group.pending, group.merging, group.why = False, True, ""
-                jobs.append(
-                    e.MergeGroup(directory, self._at_least(group), self._config.keep_seed_logs)
-                )
-        if jobs:
-            self._last_round = now
+        jobs += self._due_groups(now, leaving, list(self._pending) if everything else touched)
+        if everything:
+            self._next = min(
+                (self._due_at(group, False) for group in self._pending.values()), default=_NEVER
+            )
+        for directory in touched:
+            self._note_whether_final(directory)
+        self._happened += len(touched)
+        self._forget_old()
         for folder in sorted(self._behind & self._changed - self._refreshing):
-            if self._is_final(folder):
+            if folder not in self._open:
                 self._behind.discard(folder)
                 self._refreshing.add(folder)
                 jobs.append(e.RefreshMeta(folder))
         self._changed.clear()
         return jobs
 
+    def _due_groups(
+        self, now: float, leaving: bool, directories: Iterable[str]
+    ) -> list[e.MergeGroup]:
+        jobs = []
+        for directory in directories:
+            group = self._pending.get(directory)
+            if group is None:
+                continue
+            if group.quiet_since is None:
+                group.quiet_since = now
+            due_at = self._due_at(group, leaving)
+            if due_at > now:
+                self._next = min(self._next, due_at)
+                continue
+            del self._pending[directory]
+            group.pending, group.merging, group.why = False, True, ""
+            jobs.append(e.MergeGroup(directory, self._at_least(group), self._config.keep_seed_logs))
+        if jobs:
+            self._last_round = now
+        return jobs
+
     def next_due(self) -> float:
-        """When the next merge is due; infinity if none is."""
-        return min((self._due_at(group, False) for group in self._pending.values()), default=_NEVER)
+        """When something is to be looked at; infinity if nothing is."""
+        touched = (self._pending[each] for each in self._touched if each in self._pending)
+        return min((self._due_at(group, False) for group in touched), default=self._next)
 
     def _due_at(self, group: Group, leaving: bool) -> float:
         if group.merging:
@@ -186,13 +234,16 @@ class Groups:
             return _SEVERAL
         return 1 if self._config.merge == EVERY else group.expected
 
-    def _is_final(self, folder: str) -> bool:
-        """Whether every configuration that is known in a folder has its final merged file."""
-        return all(
-            group.settled and group.outcome in (MERGED, SINGLE)
-            for directory, group in self._groups.items()
-            if posixpath.dirname(directory) == folder
-        )
+    def _note_whether_final(self, directory: str) -> None:
+        """Keep which configurations of a folder have no final merged file."""
+        folder, group = posixpath.dirname(directory), self._groups.get(directory)
+        if group is None or (group.settled and group.outcome in (MERGED, SINGLE)):
+            still_open = self._open.get(folder, set())
+            still_open.discard(directory)
+            if not still_open:
+                self._open.pop(folder, None)
+        else:
+            self._open.setdefault(folder, set()).add(directory)
 
     # --- done ---------------------------------------------------------------------------------
     def merged(self, event: e.GroupMerged) -> None:
@@ -200,29 +251,38 @@ class Groups:
         group = self._looked_at(event.directory)
         group.merged = event.seeds
         group.outcome, group.why = (FAILED if event.why else MERGED), event.why
+        group.failures = 0
         self._fall_behind(event.directory)
 
     def not_merged(self, event: e.GroupNotMerged, now: float) -> None:
         """A group is not merged."""
         group = self._looked_at(event.directory)
-        if event.too_few:
+        if event.gone:
+            if group.settled:
+                del self._groups[event.directory]
+        elif event.too_few:
             group.outcome = INCOMPLETE if group.expected is not None else SINGLE
             if group.outcome == SINGLE:
                 self._fall_behind(event.directory)
-            return
-        group.outcome, group.why = FAILED, event.error
-        if event.retry:
-            group.retry_at = now + RETRY_AFTER_S
-            self._want(event.directory, group)
+        else:
+            group.outcome, group.why = FAILED, event.error
+            if event.retry:
+                group.retry_at = now + min(RETRY_MOST_S, RETRY_FIRST_S * 2.0**group.failures)
+                group.failures += 1
+                self._want(event.directory, group)
 
-    def refreshed(self, folder: str) -> None:
-        """A meta log is written, or cannot be."""
-        self._refreshing.discard(folder)
-        self._changed.add(folder)  # something may have been merged meanwhile
+    def refreshed(self, event: e.MetaRefreshed) -> None:
+        """A meta log is written, or cannot be: then again when something changes."""
+        self._refreshing.discard(event.folder)
+        if event.error:
+            self._behind.add(event.folder)
+        else:
+            self._changed.add(event.folder)  # something may have been merged meanwhile
 
     def _looked_at(self, directory: str) -> Group:
         group = self._groups.setdefault(directory, Group())
         group.merging = False
+        self._touched[directory] = None
         self._changed.add(posixpath.dirname(directory))
         return group
 
@@ -249,7 +309,7 @@ class Groups:
         return {
             directory: group.expected
             for directory, group in self._groups.items()
-            if group.pending or group.merging
+            if group.pending or group.merging or posixpath.dirname(directory) in self._refreshing
         }
 
     def reports(self) -> list[e.Report]:

@@ -4,7 +4,8 @@
 
 One JSON object a line.  A job is {"folder": …, "at_least": n, "keep_seed_logs": bool} for the seeds
 of a configuration, or {"configurations_in": …} for the meta log of a folder.  An answer is
-{"seeds": n, "left_out": [why, …]} or {"error": …, "too_few": bool, "retry": bool}.
+{"seeds": n, "left_out": [why, …]}, or {"error": …} with "too_few", "gone" or "retry" where that is
+so: see `events.GroupNotMerged`.
 
 It asks for as little of the machine as it can, knows nothing of the daemon, and ends with its
 stdin.  It may be killed at any moment: see `mle_client.merged_file`.
@@ -23,7 +24,7 @@ from typing import Any, Final
 import psutil
 
 from mle_client import merge
-from mle_client.errors import MergeFailed, MLEError, TooFewSeeds
+from mle_client.errors import LogNotFound, MergeFailed, MLEError, TooFewSeeds
 
 _LOWEST: Final = 19  # of nice
 # A meta log is written anew whenever a configuration is merged.  For more than this somebody has to
@@ -55,11 +56,12 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return _do(job)
     except TooFewSeeds as error:
-        return {"error": str(error), "too_few": True, "retry": False}
+        return {"error": str(error), "too_few": True}
     except (MLEError, OSError, ValueError) as error:
-        return {"error": str(error), "too_few": False, "retry": _passes(error)}
+        gone = isinstance(error, LogNotFound) and error.path == job.get("folder")
+        return {"error": str(error), "gone": gone, "retry": _passes(error)}
     except Exception as error:  # a mistake of ours; the next job may go well
-        return {"error": f"{type(error).__name__}: {error}", "too_few": False, "retry": False}
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _do(job: dict[str, Any]) -> dict[str, Any]:
@@ -75,8 +77,9 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
         report = merge.merge_group(
             job["folder"], at_least=job["at_least"], keep_seed_logs=job["keep_seed_logs"]
         )
-    left_out = [f"{left.path}: {left.why}" for left in report.left_out]
-    return {"seeds": len(report.seeds), "left_out": left_out}
+    # A run that goes on is merged when it has ended: that is no problem.
+    problems = [f"{left.path}: {left.why}" for left in report.left_out if not left.running]
+    return {"seeds": len(report.seeds), "left_out": problems}
 
 
 def _passes(error: BaseException) -> bool:

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mle_client import control, merge
-from mle_client.errors import LogNotFound, MLEError, TooFewSeeds
-from mle_client.merged_file import MergeReport
+from mle_client import control, files, merge
+from mle_client.errors import LogNotFound, MergeFailed, MLEError, TooFewSeeds
+from mle_client.merging import MergeReport
 
 EXIT_FAILED: Final = 1
 EXIT_DAMAGED: Final = 6
@@ -58,6 +58,13 @@ class Outcome:
         if any(each.damaged for each in left_out):
             return EXIT_DAMAGED
         return EXIT_PARTIAL if left_out else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether a run goes on that was to be merged."""
+        if isinstance(self.error, TooFewSeeds):
+            return bool(self.error.running)
+        return any(each.running for each in (self.report.left_out if self.report else ()))
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -133,15 +140,22 @@ def run(
     for outcome in (*done.groups, *done.meta_logs):
         for problem in outcome.problems:
             say(problem)
+    if any(each.running for each in done.groups) and not control.is_served(root):
+        say(
+            f"no daemon looks after {root}: where the process of a run is gone, `mle-daemon start "
+            f"--root {root}` brings back what it left, and merges it"
+        )
     return done.exit_code
 
 
 def _named(name: str, root: str) -> str:
     """The folder of a configuration."""
     for path in (os.path.join(root, name), os.path.realpath(name)):
-        if os.path.isdir(path) and merge.log_files(path):
+        if os.path.isdir(path) and merge.log_files(path) and files.is_inside(path, root):
             return os.path.normpath(path)
-    raise LogNotFound(os.path.join(root, name), "there is no log in its folder logs/")
+    raise LogNotFound(
+        os.path.join(root, name), f"there is no log in its folder logs/, or it is outside of {root}"
+    )
 
 
 def _outcome(
@@ -154,9 +168,11 @@ def _outcome(
     except TooFewSeeds as error:
         if error.running:
             return Outcome(folder, error=error)
-        return Outcome(folder, MergeReport(""))  # a single seed is no problem
+        return Outcome(folder, MergeReport(""))  # a single seed, or merged under another name
     except MLEError as error:
         return Outcome(folder, error=error)
+    except OSError as error:
+        return Outcome(folder, error=MergeFailed(folder, str(error)))
 
 
 def _parents(groups: Sequence[Outcome], root: str) -> list[str]:
@@ -187,7 +203,7 @@ def _said(outcome: Outcome, noun: str) -> str:
     if report is None:
         return "not merged"
     if not report.path:
-        return "one seed: nothing to merge"
+        return "nothing to merge"
     crashed = sum(state == "crashed" for state in report.seeds.values())
     parts = [f"{len(report.seeds)} {noun}{'s' if len(report.seeds) != 1 else ''}"]
     if crashed:

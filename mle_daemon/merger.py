@@ -1,25 +1,37 @@
 """Has logs merged by a process of its own, so that neither the loop nor the writer waits for it.
 
 One process does one job after another.  It is started when there is one, and ended when there has
-been none for a while.  It may be killed at any moment; then the job counts as failed.
+been none for a while.  It may be killed at any moment; then the job counts as failed.  One that has
+read and written nothing for long is taken for hung, and killed.
 """
 
 from __future__ import annotations
 
 import json
 import queue
+import select
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import IO, Any, Final
+
+import psutil
 
 from mle_client import discovery
 from mle_daemon import events as e
 
 _REST_S: Final = 10.0  # without a job; a new process takes some 0.2 s of processor time
+# It waits for other merges for 600 s (`merging.LOCK_TIMEOUT_S`), and then says so.
+_HUNG_AFTER_S: Final = 900.0
+_LOOK_EVERY_S: Final = 5.0  # whether it reads and writes
+# A file may be damaged so that HDF5 crashes on it; memory that was short may be there again.
+_DEATHS: Final = 3  # within one and the same job, until that is given up
 _THREAD_NAME: Final = "mle-merger"
+_COMMAND: Final = (sys.executable, "-P", "-m", "mle_daemon.merge_process")
 _LAST_WORDS_BYTES: Final = 4_096
 
 Job = e.MergeGroup | e.RefreshMeta
@@ -39,6 +51,7 @@ class Merger:
         self._process: subprocess.Popen[str] | None = None
         self._said: IO[bytes] | None = None
         self._stopped = False
+        self._deaths: Counter[Job] = Counter()  # in a row
         self._thread = threading.Thread(target=self._run, name=_THREAD_NAME)
         self._thread.start()
 
@@ -72,11 +85,14 @@ class Merger:
     def _do(self, job: Job) -> e.Event:
         """The outcome of a job."""
         try:
-            answer = self._ask(_plain(job))
-        except (OSError, ValueError) as error:
+            outcome = _outcome(job, self._ask(_plain(job)))
+        except Exception as error:  # whatever it said: this thread must go on
             self._end()
-            answer = {"error": f"the merging process does not run: {error}", "retry": True}
-        return _outcome(job, answer)
+            self._deaths[job] += 1
+            said = f"the merging process does not run: {error}"
+            return _outcome(job, {"error": said, "retry": self._deaths[job] < _DEATHS})
+        del self._deaths[job]
+        return outcome
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
@@ -87,6 +103,10 @@ class Merger:
         assert process.stdout is not None
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
+        if not _is_heard_of(process):
+            raise OSError(
+                f"it has read and written nothing for {_HUNG_AFTER_S:g} s, and was killed"
+            )
         line = process.stdout.readline()
         if not line:
             raise OSError(f"it ended within the merge: {self._last_words()}")
@@ -96,7 +116,7 @@ class Merger:
     def _start(self) -> subprocess.Popen[str]:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # read when the process has ended
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "mle_daemon.merge_process"],
+            _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -123,6 +143,28 @@ class Merger:
             said.close()
 
 
+def _is_heard_of(process: subprocess.Popen[str]) -> bool:
+    """Wait for a process to say something, or to end.  Returns: False where it is hung."""
+    signs, since = _signs_of_life(process.pid), time.monotonic()
+    assert process.stdout is not None
+    while not select.select([process.stdout], [], [], _LOOK_EVERY_S)[0]:
+        now, before = time.monotonic(), signs
+        signs = _signs_of_life(process.pid)
+        if signs != before or signs is None:
+            since = now
+        elif now - since >= _HUNG_AFTER_S:
+            return False
+    return True
+
+
+def _signs_of_life(pid: int) -> tuple[int, ...] | None:
+    """How much a process has read and written; None where the system does not tell."""
+    try:
+        return tuple(psutil.Process(pid).io_counters())
+    except (psutil.Error, OSError, AttributeError):
+        return None
+
+
 def _plain(job: Job) -> dict[str, Any]:
     """A job as `merge_process` takes it."""
     match job:
@@ -140,5 +182,5 @@ def _outcome(job: Job, answer: dict[str, Any]) -> e.Event:
         case e.MergeGroup(directory):
             if not error:
                 return e.GroupMerged(directory, answer["seeds"], "; ".join(answer["left_out"]))
-            too_few = bool(answer.get("too_few"))
-            return e.GroupNotMerged(directory, error, too_few, bool(answer.get("retry")))
+            reasons = {name: bool(answer.get(name)) for name in ("too_few", "gone", "retry")}
+            return e.GroupNotMerged(directory, error, **reasons)

@@ -110,7 +110,7 @@ class Registry:
         before = self.recent.pop(run.run_id, None)  # a forked child outlives its parent's run
         seed_id = before["seed_id"] if before else run.seed_id
         self.runs[run.run_id] = RunState(run, seed_id, layout.log_path(run.directory, seed_id))
-        self._groups.began(run.directory, run.num_seeds)
+        self._groups.began(run.directory, seed_id, run.num_seeds)
         return True
 
     # --- going --------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Registry:
         restored = RunState(saved.run, saved.seed_id, saved.path, lost=saved.lost)
         restored.artifacts.restore(saved.artifacts)
         self.runs[run_id] = restored
-        self._groups.began(saved.run.directory, saved.run.num_seeds)
+        self._groups.began(saved.run.directory, saved.seed_id, saved.run.num_seeds)
         return True
 
     def restore_stream(self, saved: state.SavedStream, run_id: m.RunId) -> None:

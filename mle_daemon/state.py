@@ -105,7 +105,10 @@ def decode(body: list[Any]) -> Saved:
         )
         streams = tuple(_stream(*values) for values in content["streams"])
         # An earlier release wrote none.
-        groups = tuple((str(folder), seeds) for folder, seeds in content.get("groups", ()))
+        groups = tuple(
+            (str(folder), None if seeds is None else int(seeds))
+            for folder, seeds in content.get("groups", ())
+        )
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ProtocolError(f"a state record is malformed: {error}") from error
     return Saved(runs, streams, groups)

@@ -14,17 +14,19 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 from mle_client import files, layout
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
+from mle_client.group_copies import Copy
 from mle_client.h5access import empty_image
 from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import write_file
 from mle_client.messages import Run
-from mle_client.seed_groups import Copy, merged_log_of
+from mle_client.seed_groups import merged_log_of
 from mle_daemon import h5edit, h5file
 from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
 from mle_daemon.events import PublishRun
@@ -91,12 +93,13 @@ class Store:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if run.config_name:
             self._copy_config(run)
+        note, state = "", None
         try:
             state = self.inspect(path)
-        except LogDamaged:
-            state = None
-        if state is None and not os.path.lexists(path):
-            state = self._take_out(run, seed_id, path)
+            if state is None and not os.path.lexists(path):
+                state = self._take_out(run, seed_id, path)
+        except LogDamaged as error:
+            note = f"{error}; this run begins anew"
         if state is not None and state.run == run.run_id.hex():
             return state, ""
         if run.reload and state is not None and self._has_seed(path, seed_id):
@@ -105,7 +108,7 @@ class Store:
             files.remove(path)
             return None, ""
         kept = self._put_aside(path)
-        return None, kept and f"there was another log at {path}: it was moved to {kept}"
+        return None, f"there was another log at {path}: it was moved to {kept}" if kept else note
 
     def _take_out(self, run: Run, seed_id: str, path: str) -> FileState | None:
         """Give a seed that goes on a log of its own again, after it was merged.
@@ -115,11 +118,13 @@ class Store:
         Returns:
             What the log holds; None where no merged file has what goes on.
         """
-        merged = merged_log_of(path, seed_id, anywhere=run.reload)
+        # A forked child may go on when its parent's run is over and merged under whatever name.
+        merged = merged_log_of(path, seed_id, anywhere=run.reload or run.forked)
         if merged is None or not (run.reload or merged.run == run.run_id.hex()):
             return None
         unreadable: dict[str, LeftOut] = {}
         copy = Copy(merged.path, merged.group, seed_id)
+        os.makedirs(self._staging, exist_ok=True)
         staged = write_file(self._staging, [copy], unreadable)
         if staged is None:
             raise LogDamaged(merged.path, unreadable[merged.path].why)
@@ -281,16 +286,19 @@ class Store:
         Returns:
             Its size in bytes.
         """
+        folder, name = os.path.split(os.path.normpath(path))
+        is_log = os.path.basename(folder) == "logs"
+        # Merging takes every file there for a log, and must not take what comes now for what it has
+        # merged.  Elsewhere nothing is to be waited for: a merge locks the folder of the experiment
+        # as long as it takes.
+        lock = files.locked(folder, timeout=_LOCK_TIMEOUT_S) if is_log else nullcontext()
         try:
             size = os.stat(staged).st_size
-            folder, name = os.path.split(os.path.normpath(path))
-            # A merge must not take what comes now for what it has merged.
-            with files.locked(folder, _LOCK_TIMEOUT_S):
+            with lock:
                 if found is not None:
                     _check_still(path, found)
-                if os.path.basename(folder) == "logs":  # merging takes every file there for a log
-                    folder = os.path.dirname(folder)
-                files.land(staged, path, os.path.join(folder, f".{name}.tmp"))
+                aside = os.path.dirname(folder) if is_log else folder
+                files.land(staged, path, os.path.join(aside, f".{name}.tmp"))
         except BaseException:
             files.remove(staged)
             raise

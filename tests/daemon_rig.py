@@ -212,6 +212,7 @@ class Rig:
         self.appends: list[bytes] = []  # records to be appended
         self.jobs: list[e.PublishRun | e.SealRun] = []  # for the writer
         self.landings: list[e.StoreArtifact] = []  # for the thread that gives names
+        self.merges: list[e.MergeGroup | e.RefreshMeta] = []  # for the merging process
         self.discarded: list[tuple[m.ProducerId, int]] = []
         self.sent: list[tuple[e.Client, m.Reply]] = []  # not looked at yet
         self.logged: list[str] = []
@@ -262,6 +263,8 @@ class Rig:
                     self.jobs.append(instruction)
                 case e.StoreArtifact():
                     self.landings.append(instruction)
+                case e.MergeGroup() | e.RefreshMeta():
+                    self.merges.append(instruction)
                 case e.DiscardArtifact(producer, number):
                     self.discarded.append((producer, number))
                 case e.DropSegments(numbers):
@@ -324,6 +327,33 @@ class Rig:
         if error:
             return e.PublishFailed(job.run.run_id, error, reopen)
         return e.Published(job.run.run_id, self.disk.publish(job), 0.01)
+
+    # --- merging ------------------------------------------------------------------------------
+    def merge(self, error: str = "", **facts: bool) -> list[str]:
+        """Have the merging process do the jobs it has, and tell what came of them.
+
+        Args:
+            error: with which merges of seeds fail, "" where they do not.
+            facts: as of `GroupNotMerged`.
+
+        Returns:
+            The folders, of configurations or of seeds.
+        """
+        jobs, self.merges = self.merges, []
+        folders = []
+        for job in jobs:
+            if isinstance(job, e.RefreshMeta):
+                folders.append(job.folder)
+                self.deliver(e.MetaRefreshed(job.folder))
+                continue
+            folders.append(job.directory)
+            if error:
+                self.deliver(e.GroupNotMerged(job.directory, error, **facts))
+            else:
+                logs = [path for path in self.disk.files if path.startswith(job.directory + "/")]
+                self.deliver(e.GroupMerged(job.directory, len(logs)))
+        self.write_journal()
+        return folders
 
     # --- artifacts ----------------------------------------------------------------------------
     def arrive(self, trainer: Trainer, *numbers: int) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +24,10 @@ CONTENT = os.urandom(300_000)
 def refuse(code: int) -> Any:
     """A system call that fails."""
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(code, os.strerror(code))
 
     return fail
-
-
-def across_file_systems(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
-    """Let renames from a path fail as between file systems."""
-    rename = os.replace
-
-    def replace(a: str, b: str) -> None:
-        if str(a) == str(source):
-            raise OSError(errno.EXDEV, "another file system")
-        rename(a, b)
-
-    monkeypatch.setattr(os, "replace", replace)
 
 
 @pytest.mark.parametrize("code", [0, errno.EXDEV, errno.ENOSYS])
@@ -96,13 +91,18 @@ def test_a_folder_that_cannot_be_synced_at_all_is_no_failure(
     assert (tmp_path / "log").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("across", [False, True])
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no file get a further name, as between file systems."""
+    monkeypatch.setattr(os, "link", refuse(errno.EXDEV))
+
+
+@pytest.mark.parametrize("links", [True, False])
 def test_files_put_aside_never_meet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, across: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     log, folder = tmp_path / "log", tmp_path / "kept"
-    if across:
-        across_file_systems(monkeypatch, log)
+    if not links:
+        no_links(monkeypatch)
     kept = []
     for i in range(3):
         log.write_bytes(b"%d" % i)
@@ -110,6 +110,28 @@ def test_files_put_aside_never_meet(
         assert not log.exists()
     assert [Path(path).read_bytes() for path in kept] == [b"0", b"1", b"2"]
     assert all(os.path.dirname(path) == str(folder) for path in kept)
+    assert sorted(os.listdir(folder)) == ["2-now-log", "3-now-log", "now-log"]
+
+
+def test_a_file_may_be_put_aside_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "staged").write_bytes(b"x")
+    kept = files.put_aside(str(tmp_path / "staged"), str(tmp_path / "kept"), "now", "log")
+    assert kept == str(tmp_path / "kept" / "now-log")
+    assert Path(kept).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_kept_aside_stays_and_is_whole_in_both_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    log, folder = tmp_path / "log", tmp_path / "kept"
+    log.write_bytes(CONTENT)
+    if not links:
+        no_links(monkeypatch)
+    kept = {files.keep_aside(str(log), str(folder), "now") for _ in range(2)}
+    assert kept == {str(folder / "now-log"), str(folder / "2-now-log")}
+    assert [Path(path).read_bytes() for path in (log, *kept)] == [CONTENT] * 3
+    assert len(os.listdir(folder)) == 2
 
 
 def test_a_file_that_cannot_be_put_aside_stays(
@@ -117,13 +139,172 @@ def test_a_file_that_cannot_be_put_aside_stays(
 ) -> None:
     log, folder = tmp_path / "log", tmp_path / "kept"
     log.write_bytes(b"x")
-    monkeypatch.setattr(os, "replace", refuse(errno.EACCES))
+    no_links(monkeypatch)
+    for name, code in (("copy_file_range", errno.ENOSPC), ("replace", errno.EACCES)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse(code))
+            with pytest.raises(OSError, match=os.strerror(code)):
+                files.put_aside(str(log), str(folder), "now")
+        assert log.read_bytes() == b"x"
+        assert [path.read_bytes() for path in folder.iterdir() if path.stat().st_size] == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_until_a_file_is_aside_it_has_its_old_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    log, folder = tmp_path / "log", tmp_path / "kept"
+    log.write_bytes(CONTENT)
+    if not links:
+        no_links(monkeypatch)
+    monkeypatch.setattr(os, "unlink", refuse(errno.EPERM))  # as if killed there
     with pytest.raises(PermissionError):
         files.put_aside(str(log), str(folder), "now")
-    assert log.read_bytes() == b"x"
-    assert os.listdir(folder) == []
+    assert log.read_bytes() == (folder / "now-log").read_bytes() == CONTENT
 
 
+def test_a_link_is_put_aside_itself(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"x")
+    (tmp_path / "log").symlink_to(tmp_path / "real")
+    kept = files.put_aside(str(tmp_path / "log"), str(tmp_path / "kept"), "now")
+    assert os.readlink(kept) == str(tmp_path / "real")
+    assert (tmp_path / "real").read_bytes() == b"x"
+
+
+# --- which file it is -----------------------------------------------------------------------------
+def test_a_stamp_tells_a_file_from_what_takes_its_name_or_is_done_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x")
+    before = files.Stamp.of(path.stat())
+    assert files.Stamp.of(path.stat()) == before
+    (tmp_path / "new").write_bytes(b"x")
+    os.utime(tmp_path / "new", ns=(before.mtime_ns, before.mtime_ns))
+    os.replace(tmp_path / "new", path)
+    replaced = files.Stamp.of(path.stat())
+    assert replaced != before
+    path.write_bytes(b"y")
+    os.utime(path, ns=(before.mtime_ns + 1, before.mtime_ns + 1))
+    assert files.Stamp.of(path.stat()) != replaced
+
+
+# --- locks ----------------------------------------------------------------------------------------
+HOLDS = """
+import sys, time
+from mle_client import files
+with files.locked(sys.argv[1], timeout=5):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(folder: Path) -> Iterator[int]:
+    """A folder that another process has locked, and its pid."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.communicate()
+
+
+def test_a_folder_is_locked_for_other_processes_and_the_error_says_who_has_it(
+    tmp_path: Path,
+) -> None:
+    with held_elsewhere(tmp_path) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BlockingIOError) as caught, files.locked(str(tmp_path), timeout=0.1):
+                pass
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert caught.value.filename == str(tmp_path)
+        if os.path.exists("/proc/locks"):
+            assert f"process {pid} has had it locked for 0.1 s" in str(caught.value)
+    with files.locked(str(tmp_path), timeout=0):
+        pass
+
+
+def test_a_lock_keeps_out_threads_of_this_process_too(tmp_path: Path) -> None:
+    with files.locked(str(tmp_path), timeout=0) as alone:
+        assert alone
+        with pytest.raises(BlockingIOError), files.locked(str(tmp_path), timeout=0):
+            pass
+
+
+def test_a_lock_is_released_whatever_happens_inside(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), files.locked(str(tmp_path), timeout=0):
+        _ = 1 / 0
+    with files.locked(str(tmp_path), timeout=0):
+        pass
+
+
+def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with files.locked(str(tmp_path), timeout=0):
+        pid = os.fork()
+        if pid == 0:
+            os.close(write)
+            os.read(read, 1)  # until the parent has seen that the lock is gone
+            os._exit(0)
+    try:
+        with files.locked(str(tmp_path), timeout=0):
+            pass
+    finally:
+        os.close(read)
+        os.close(write)
+        os.waitpid(pid, 0)
+
+
+def test_several_folders_are_locked_in_one_order_so_that_none_waits_for_the_other(
+    tmp_path: Path,
+) -> None:
+    one, other = tmp_path / "a", tmp_path / "b"
+    one.mkdir()
+    other.mkdir()
+    inside = threading.Semaphore(0)
+    failures: list[BaseException] = []
+
+    def work(*folders: Path) -> None:
+        try:
+            for _ in range(50):
+                with files.locked(*map(str, folders), timeout=20):
+                    assert inside.acquire(blocking=False) is False
+                    inside.release()
+                    assert inside.acquire(blocking=False)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=folders) for folders in ((one, other), (other, one))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_folder_by_two_names_is_locked_once(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with files.locked(str(tmp_path), str(tmp_path / "link"), f"{tmp_path}/.", timeout=0) as alone:
+        assert alone
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    with (
+        files.locked(str(tmp_path), timeout=0) as alone,
+        files.locked(str(tmp_path), timeout=0) as too,
+    ):
+        assert not alone
+        assert not too
+
+
+# --- folders --------------------------------------------------------------------------------------
 def test_only_what_is_inside_once_links_are_followed_is_inside(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

@@ -8,7 +8,7 @@ from mle_daemon.config import DaemonConfig
 from mle_daemon.groups import Groups
 from mle_daemon.ingest import Stream
 from mle_daemon.registry import ENDED_KEPT, Registry, saved_ends
-from tests.daemon_rig import ANNA, Trainer
+from tests.daemon_rig import ANNA, Trainer, make_run
 
 
 def enter(registry: Registry, trainer: Trainer) -> bool:
@@ -152,3 +152,25 @@ def test_a_saved_end_belongs_to_no_run() -> None:
     (stream,) = saved_ends([Stream(trainer.id, 5, 2)]).streams
     assert (stream.producer, stream.position, stream.ticks) == (trainer.id, 5, 2)
     assert (stream.run_id, stream.over, stream.crashed) == (None, True, False)
+
+
+def test_the_groups_are_told_of_every_run_that_comes_and_goes() -> None:
+    groups = Groups(DaemonConfig("/exps"))
+    registry = Registry(3, groups)
+    one = Trainer("1", make_run("1", "1", num_seeds=2))
+    two = Trainer("2", make_run("2", "2"))
+    for trainer in (one, two):
+        enter(registry, trainer)
+    (line,) = groups.reports()
+    assert (line["directory"], line["expected"], line["running"]) == ("/exps/exp", 2, 2)
+    registry.retire(one.run.run_id, 0.0)  # it never had a file
+    registry.put_away(two.id, 0, 0)
+    assert groups.reports() == []
+    assert registry.saved().groups == ()
+
+
+def test_a_pending_group_is_saved_with_the_runs() -> None:
+    groups = Groups(DaemonConfig("/exps"))
+    groups.restore("/exps/exp", 4)
+    assert Registry(3, groups).saved().groups == (("/exps/exp", 4),)
+    assert saved_ends([], [("/exps/exp", None)]).groups == (("/exps/exp", None),)

@@ -77,6 +77,7 @@ def test_it_is_told_from_a_client_s_data() -> None:
         ["state", []],
         ["state", {"runs": [], "streams": [], "groups": 1}],
         ["state", {"runs": [], "streams": [], "groups": [["/exps"]]}],
+        ["state", {"runs": [], "streams": [], "groups": [["/exps", "many"]]}],
         ["state", {"runs": [[wire.encode_record(RUN), "s", "p", 0]], "streams": []}],
         ["state", {"runs": [[b"", "s", "p", 0, {}]], "streams": []}],
         ["state", {"runs": [[wire.encode_record(m.End()), "s", "p", 0, {}]], "streams": []}],

@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mle_client import files, layout, wire
+from mle_client import files, layout, merge_seed_logs, wire
 from mle_client import messages as m
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
 from mle_daemon import h5edit, h5file, store
 from mle_daemon.columns import FileState, Key, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.store import Store
+from tests.seed_logs import write_foreign
 from tests.strategies import tick_sequences
 from tests.unit.daemon.test_columns import Stream, Tick, assert_holds, blocks_of, splits
 
@@ -113,12 +114,15 @@ def log(root: Path) -> Log:
 
 def some_blocks(count: int, first: int = 0) -> list[wire.Block]:
     """Ticks with a value of each kind."""
-    return blocks_of(
-        *[
-            ({"step": i}, {"loss": 1 / (i + 1), "ok": i % 2 == 0, "w": [i, 0.5], "note": f"n{i}"})
-            for i in range(first, first + count)
-        ]
-    )
+    return blocks_of(*ticks_of(count, first))
+
+
+def ticks_of(count: int, first: int = 0) -> list[Tick]:
+    """What these are made of."""
+    return [
+        ({"step": i}, {"loss": 1 / (i + 1), "ok": i % 2 == 0, "w": [i, 0.5], "note": f"n{i}"})
+        for i in range(first, first + count)
+    ]
 
 
 def read(path: str) -> dict[Key, dict[int, Any]]:
@@ -880,6 +884,157 @@ def test_a_configuration_cannot_take_just_any_name(root: Path, name: str) -> Non
 def test_a_seed_cannot_have_just_any_name(root: Path, seed_id: str) -> None:
     with pytest.raises(RunRefused, match="seed_id"):
         Log(root, seed_id=seed_id).open()
+
+
+# --- merged seeds ---------------------------------------------------------------------------------
+def merged(log: Log, into: str = "log.hdf5") -> str:
+    """Seal a log, have it merged, and return the path of the merged file."""
+    log.publish(some_blocks(3), applied={"ab": 12}, status="finished")
+    log.seal()
+    path = os.path.join(os.path.dirname(log.path), into)
+    merge_seed_logs(path, log.run.directory)
+    assert not os.path.exists(log.path)
+    return path
+
+
+@pytest.mark.parametrize("into", ["log.hdf5", "all.hdf5"])
+def test_a_merged_seed_that_goes_on_gets_a_log_of_its_own_again(log: Log, into: str) -> None:
+    path = merged(log, into)
+    before = Path(path).read_bytes()
+    again = Log(log.store.root, run_id=m.RunId(bytes(16)), reload=True)
+    again.state, note = again.open()
+    assert note == ""
+    assert again.state is not None
+    assert (again.state.run, again.state.rows, again.state.applied) == (log.run.run_id.hex(), 3, {})
+    assert Path(path).read_bytes() == before
+    again.publish(some_blocks(2, first=3), status="finished")
+    assert_holds(read(again.path), [*ticks_of(3), *ticks_of(2, first=3)])
+    again.seal()
+    merge_seed_logs(path, again.run.directory)
+    assert_holds(read(path), [*ticks_of(3), *ticks_of(2, first=3)])
+    assert os.listdir(os.path.dirname(path)) == [into]
+    assert again.staged() == []
+
+
+def test_a_run_whose_log_was_merged_before_it_was_over_goes_on_where_it_was(log: Log) -> None:
+    path = merged(log)
+    state, note = Log(log.store.root).open()
+    assert note == ""
+    assert state is not None
+    assert (state.rows, state.applied) == (3, {"ab": 12})
+    assert os.path.exists(path)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_forked_child_finds_the_run_of_its_parent_wherever_it_was_merged(
+    log: Log, forked: bool
+) -> None:
+    merged(log, "all.hdf5")
+    state, _ = Log(log.store.root, forked=forked).open()
+    assert (state is not None) is forked
+
+
+def test_another_run_of_a_merged_seed_begins_anew(log: Log) -> None:
+    path = merged(log)
+    for changes in ({}, {"overwrite": True}, {"seed_id": "seed_2", "reload": True}):
+        other = Log(log.store.root, run_id=m.RunId(bytes(16)), **changes)
+        assert other.open() == (None, "")
+        assert not os.path.exists(other.path)
+    assert os.path.exists(path)
+
+
+def test_a_seed_that_mle_logging_merged_goes_on(root: Path) -> None:
+    logs = root / "exp" / "logs"
+    write_foreign(logs / "log.hdf5", {"seed_1": [1.0, 2.0], "seed_2": [3.0]})
+    log = Log(root, reload=True)
+    log.state, note = log.open()
+    assert (log.state and log.state.rows, note) == (2, "")
+    log.publish(blocks_of(({}, {"loss": 0.1})))
+    with h5py.File(log.path) as file:
+        assert list(file) == ["seed_1"]
+        assert file["seed_1/stats/loss"][:].tolist() == [1.0, 2.0, 0.1]
+
+
+@pytest.mark.parametrize("damage", [b"x" * 5000, b""])
+def test_a_merged_file_that_is_damaged_stands_in_nobodys_way(root: Path, damage: bytes) -> None:
+    logs = root / "exp" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "log.hdf5").write_bytes(damage)
+    for reload in (False, True):
+        assert Log(root, reload=reload).open() == (None, "")
+    assert (logs / "log.hdf5").read_bytes() == damage
+
+
+def test_a_merged_seed_that_cannot_be_taken_out_stays_and_the_run_begins_anew(log: Log) -> None:
+    path = merged(log)
+    with h5py.File(path, "a") as file:
+        reference = file["seed_1/stats/loss"].ref
+        file["seed_1/stats"].create_dataset("ref", data=[reference], dtype=h5py.ref_dtype)
+    before = Path(path).read_bytes()
+    again = Log(log.store.root, run_id=m.RunId(bytes(16)), reload=True)
+    state, note = again.open()
+    assert state is None
+    assert note.startswith(f"{path}: ")
+    assert note.endswith("; this run begins anew")
+    assert Path(path).read_bytes() == before
+    assert again.staged() == []
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace"])
+def test_a_disk_that_is_full_harms_no_merged_seed_and_the_run_is_opened_later(
+    log: Log, name: str
+) -> None:
+    path = merged(log)
+    before = Path(path).read_bytes()
+    again = Log(log.store.root, run_id=m.RunId(bytes(16)), reload=True)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(OSError, match="No space"):
+            again.open()
+    assert (Path(path).read_bytes(), again.staged()) == (before, [])
+    assert not os.path.exists(again.path)
+    assert again.open()[0] is not None
+
+
+def test_a_log_does_not_take_its_name_while_a_merge_removes_what_it_has_merged(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_LOCK_TIMEOUT_S", 0.05)
+    log.publish(some_blocks(3))
+    before = log.state
+    with (
+        files.locked(os.path.dirname(log.path), timeout=0),
+        pytest.raises(BlockingIOError, match="has had it locked"),
+    ):
+        log.publish(some_blocks(3, first=3))
+    assert log.store.inspect(log.path) == before
+    assert log.staged() == []
+    log.publish(some_blocks(3, first=3))
+
+
+def test_nothing_else_waits_for_a_merge(root: Path) -> None:
+    # The daemon's loop copies configurations itself, and a merge may take minutes.
+    (root / "exp").mkdir()
+    log = Log(root, config_name="base.yaml", config_file=b"lr: 0.1")
+    with files.locked(str(root / "exp"), timeout=0):
+        log.open()
+        log.publish(some_blocks(3))
+    assert (root / "exp" / "base.yaml").read_bytes() == b"lr: 0.1"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_log_says_whether_it_was_to_overwrite_older_ones(root: Path, overwrite: bool) -> None:
+    log = Log(root, overwrite=overwrite)
+    log.open()
+    log.publish(some_blocks(3))
+    log.seal()
+    log.publish(some_blocks(3, first=3))
+    with h5py.File(log.path) as file:
+        assert (layout.OVERWRITE_ATTR in file["seed_1"].attrs) is overwrite
 
 
 # --- sealing --------------------------------------------------------------------------------------

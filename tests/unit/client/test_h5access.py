@@ -1,0 +1,166 @@
+"""Opening HDF5 files: errors name the file, nothing hangs, and nothing stays open."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from h5py import h5f, h5g
+
+from mle_client import h5access
+from mle_client.errors import LogDamaged, LogNotFound
+from tests.seed_logs import open_files
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A file with a dataset at depth, and whatever else a group may hold."""
+    path = str(tmp_path / "file.hdf5")
+    with h5py.File(path, "w") as file:
+        file["a/b/number"] = np.arange(3)
+        file["a/scalar"] = 1.5
+        file["a/nothing"] = h5py.Empty("f")
+        file["a/type"] = np.dtype("f4")
+        file["a"].attrs.update(number=7, text="größe", raw=np.bytes_(b"x"), none=h5py.Empty("f"))
+    return path
+
+
+# --- opening --------------------------------------------------------------------------------------
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LogNotFound, match=r"x\.hdf5"), h5access.reading(str(tmp_path / "x.hdf5")):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"no log at all" * 100, "half"])
+def test_a_file_that_is_damaged_is_named_with_what_to_do(path: str, content: bytes | str) -> None:
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
+    with (
+        pytest.raises(LogDamaged, match="restore it from a copy") as caught,
+        h5access.reading(path) as (file, _),
+    ):
+        list(h5g.open(file, b"a"))
+    assert caught.value.path == path
+
+
+def test_what_is_no_file_is_refused_and_a_pipe_makes_nobody_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.hdf5")
+    (tmp_path / "folder.hdf5").mkdir()
+    for name in ("pipe.hdf5", "folder.hdf5"):
+        path = str(tmp_path / name)
+        with pytest.raises(LogDamaged, match="move it away"), h5access.reading(path):
+            pass
+
+
+def test_a_file_that_the_system_refuses_is_not_called_damaged(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError), h5access.reading(path):
+        pass
+
+
+def test_a_file_is_what_it_was_when_it_was_opened(path: str, tmp_path: Path) -> None:
+    (tmp_path / "new").write_bytes(b"something else")
+    with h5access.reading(path) as (file, fd):
+        os.replace(tmp_path / "new", path)
+        assert b"a" in h5g.open(file, b"/")
+        assert os.pread(fd, 8, 0) == b"\x89HDF\r\n\x1a\n"
+
+
+def test_a_file_whose_lock_cannot_be_had_is_read_all_the_same(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = h5f.open
+
+    def locked(name: bytes, flags: int, properties: object) -> object:
+        if properties.get_file_locking()[0]:  # type: ignore[attr-defined]
+            raise OSError("unable to lock file")
+        return real(name, flags, properties)
+
+    monkeypatch.setattr(h5access.h5f, "open", locked)
+    with h5access.reading(path) as (file, _):
+        assert b"a" in h5g.open(file, b"/")
+
+
+# --- failing --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("raised", "expected", "said"),
+    [
+        (KeyError("component not found"), LogDamaged, "component not found"),
+        (MemoryError("8 EiB"), LogDamaged, "8 EiB"),
+        (OSError("read failed: errno = 5, error message = 'x'"), OSError, os.strerror(5)),
+        (RuntimeError("read failed: errno = 5, error message = 'x'"), OSError, os.strerror(5)),
+        (OSError(errno.ENOSPC, "full", "elsewhere"), OSError, "elsewhere"),
+        (LogDamaged("another", "why"), LogDamaged, "another: why"),
+        (LogNotFound("another", "gone"), LogNotFound, "another: gone"),
+    ],
+)
+def test_what_goes_wrong_while_reading_is_told_of_the_file_that_it_is_about(
+    path: str, raised: Exception, expected: type[Exception], said: str
+) -> None:
+    before = open_files()
+    with pytest.raises(expected, match=said) as caught, h5access.reading(path):
+        raise raised
+    assert type(caught.value) in (expected, type(raised))
+    if expected is LogDamaged and not isinstance(raised, LogDamaged):
+        assert caught.value.path == path  # type: ignore[attr-defined]
+    assert open_files() == before
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_a_file(path: str) -> None:
+    with pytest.raises(ZeroDivisionError), h5access.reading(path):
+        _ = 1 / 0
+
+
+def test_nothing_stays_open_when_reading_is_given_up(path: str) -> None:
+    before = open_files()
+
+    def half_way() -> object:
+        with h5access.reading(path) as (file, _):
+            yield from h5access.datasets(h5g.open(file, b"/"))
+
+    generator = half_way()
+    next(generator)  # type: ignore[call-overload]
+    assert open_files() != before
+    generator.close()  # type: ignore[attr-defined]
+    assert open_files() == before
+
+
+# --- looking --------------------------------------------------------------------------------------
+def test_all_datasets_with_a_shape_are_found_by_their_paths(path: str) -> None:
+    with h5access.reading(path) as (file, _):
+        found = {name: each.shape for name, each in h5access.datasets(h5g.open(file, b"/"))}
+    assert found == {"a/b/number": (3,), "a/scalar": ()}
+
+
+def test_attributes_are_values_and_texts_are_bytes(path: str) -> None:
+    with h5access.reading(path) as (file, _):
+        group = h5g.open(file, b"a")
+        found = {
+            name: h5access.attribute(group, name)
+            for name in ("number", "text", "raw", "none", "missing")
+        }
+    assert found["number"] == 7
+    assert h5access.text_of(found["text"]) == "größe"
+    assert h5access.text_of(found["raw"]) == "x"
+    assert found["none"] is found["missing"] is h5access.text_of(None) is None
+
+
+def test_names_survive_whatever_bytes_they_have() -> None:
+    for name in (b"gr\xc3\xb6\xc3\x9fe", b"\xff\xfe", b"plain"):
+        assert h5access.encoded(h5access.decoded(name)) == name
+
+
+def test_an_empty_image_is_a_file_that_hdf5_1_10_reads(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(h5access.empty_image())
+    with h5py.File(tmp_path / "x") as file:
+        assert list(file) == []
+        assert file.id.get_create_plist().get_version()[0] == 0  # of the superblock

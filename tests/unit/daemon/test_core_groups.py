@@ -1,0 +1,232 @@
+"""Merging as part of a daemon's life: when runs end, when it leaves, and after it was killed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mle_client import messages as m
+from mle_daemon import events as e
+from tests.daemon_rig import ANNA, ROOT, Rig, Trainer, dones, make_run, only
+
+EXP = f"{ROOT}/exp"
+
+
+@pytest.fixture
+def rig() -> Rig:
+    """A daemon that merges when all seeds have ended."""
+    return Rig(merge="on-finish")
+
+
+def seed(name: str, num_seeds: int | None = None, **changes: Any) -> Trainer:
+    """A trainer of one seed, named like it."""
+    return Trainer(name, make_run(name, name, num_seeds=num_seeds, **changes))
+
+
+def end(rig: Rig, *trainers: Trainer) -> None:
+    """Let trainers log a tick and end, and have their files sealed."""
+    for trainer in trainers:
+        rig.take(ANNA, trainer.log(1).end().data())
+    settle_files(rig)
+
+
+def settle_files(rig: Rig) -> None:
+    for _ in range(4):
+        rig.tick()
+        rig.work()
+    rig.tick()
+
+
+def group(rig: Rig, directory: str = EXP) -> dict[str, Any]:
+    (line,) = [each for each in rig.core.group_reports() if each["directory"] == directory]
+    return line
+
+
+# --- runs end -------------------------------------------------------------------------------------
+def test_seeds_are_merged_when_all_have_ended_and_their_files_have_their_final_form(
+    rig: Rig,
+) -> None:
+    two = seed("2", 2).log(1)
+    rig.take(ANNA, two.data())
+    end(rig, seed("1", 2))
+    assert rig.merges == []
+    rig.take(ANNA, two.end().data())
+    rig.tick()
+    assert rig.merges == []  # it is not published yet
+    settle_files(rig)
+    assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+    assert group(rig)["state"] == "merging"
+    assert rig.merge() == [EXP]
+    line = group(rig)
+    assert (line["state"], line["expected"], line["merged"]) == ("merged", 2, 2)
+    assert rig.merge() == [ROOT]  # the meta log
+    rig.tick()
+    assert (rig.merges, rig.core.idle, rig.core.is_empty) == ([], True, True)
+
+
+def test_the_daemon_wakes_up_for_seeds_whose_number_nobody_said(rig: Rig) -> None:
+    end(rig, seed("1"), seed("2"))
+    assert rig.merges == []
+    assert rig.core.next_due() == rig.now + rig.config.merge_settle_s
+    assert not rig.core.idle
+    rig.tick(rig.config.merge_settle_s)
+    assert rig.merge() == [EXP]
+
+
+def test_a_crashed_seed_counts(rig: Rig) -> None:
+    one, two = seed("1", 2), seed("2", 2).log(1)
+    end(rig, one)
+    rig.take(ANNA, two.data())
+    rig.deliver(e.ProducerGone(two.id))
+    settle_files(rig)
+    assert rig.merge() == [EXP]
+    assert (group(rig)["finished"], group(rig)["crashed"]) == (1, 1)
+
+
+def test_a_run_that_is_refused_is_not_waited_for(rig: Rig) -> None:
+    rig.open_error = ("it lies outside", True)
+    other = seed("other", 1, directory=f"{ROOT}/refused")
+    rig.take(ANNA, other.log(1).data())
+    rig.open_error = None
+    end(rig, seed("1", 1))
+    assert [line["directory"] for line in rig.core.group_reports()] == [EXP]
+    assert (rig.merge(), rig.merge()) == ([EXP], [ROOT])
+
+
+def test_what_could_not_be_merged_is_logged_once(rig: Rig) -> None:
+    end(rig, seed("1", 1))
+    rig.logged.clear()
+    rig.merge("no room", retry=True)
+    assert rig.logged == ["not merged: no room"]
+    assert (group(rig)["state"], group(rig)["why"]) == ("failed", "no room")
+    rig.tick()
+    assert rig.merges == []
+    rig.tick(100.0)
+    rig.logged.clear()
+    rig.merge("1 of 2", too_few=True)
+    assert rig.logged == []
+    assert rig.core.is_empty
+
+
+# --- leaving --------------------------------------------------------------------------------------
+def test_a_stop_merges_what_has_ended_before_it_answers(rig: Rig) -> None:
+    end(rig, seed("1"), seed("2"))
+    rig.take(ANNA, m.Stop(7))
+    assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+    assert (rig.left, dones(rig.answers(ANNA))) == (None, [])
+    rig.merge()
+    assert rig.merge() == [ROOT]
+    rig.tick()
+    assert rig.left == e.Leave(asked=True)
+    assert dones(rig.answers(ANNA)) == [(7, "")]
+
+
+def test_a_stop_does_not_wait_for_a_group_that_goes_on_and_the_next_daemon_merges_it(
+    rig: Rig,
+) -> None:
+    live = seed("2", 2).log(1)
+    rig.take(ANNA, live.data())
+    end(rig, seed("1", 2))
+    rig.take(ANNA, m.Stop(7))
+    settle_files(rig)
+    assert (rig.merges, rig.left) == ([], e.Leave(asked=True))
+    rig.start()
+    rig.take(ANNA, live.end().data())
+    settle_files(rig)
+    assert rig.merge() == [EXP]
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_merge_that_fails_keeps_nobody_from_leaving(rig: Rig, retry: bool) -> None:
+    end(rig, seed("1", 1))
+    rig.merge("no room", retry=retry)
+    assert rig.core.idle
+    assert rig.core.is_empty is not retry
+    rig.deliver(e.StopAsked(idle=True))
+    rig.tick()
+    assert rig.left == e.Leave(asked=False)
+    if rig.core.is_empty:
+        rig.segments.clear()  # as the daemon does at its end
+    rig.start()  # what may pass is tried again
+    rig.tick()
+    assert bool(rig.merges) is retry
+
+
+# --- killed ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("moment", ["pending", "merging", "refreshing"])
+def test_a_daemon_that_is_killed_before_it_has_merged_is_followed_by_one_that_does(
+    rig: Rig, moment: str, rotated: bool
+) -> None:
+    end(rig, seed("1", 2), seed("2", 2))
+    if moment == "refreshing":
+        assert rig.merge() == [EXP]
+    assert len(rig.merges) == 1
+    if rotated:
+        rig.rotate()
+        rig.tick()
+    rig.start()
+    assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+    assert (rig.merge(), rig.merge()) == ([EXP], [ROOT])
+
+
+def test_what_is_merged_is_not_looked_at_again_once_the_journal_has_moved_on(rig: Rig) -> None:
+    end(rig, seed("1", 2), seed("2", 2))
+    rig.merge()
+    rig.merge()
+    rig.rotate()
+    rig.tick()
+    rig.start()
+    rig.tick(1e6)
+    assert rig.merges == []
+
+
+def test_a_daemon_killed_while_it_waits_for_further_seeds_is_followed_by_one_that_merges(
+    rig: Rig,
+) -> None:
+    end(rig, seed("1"), seed("2"))
+    rig.start()
+    assert rig.merges == []
+    rig.tick(rig.config.merge_settle_s)
+    assert rig.merge() == [EXP]
+
+
+def test_a_run_that_an_earlier_daemon_knew_is_waited_for(rig: Rig) -> None:
+    live = seed("2", 2).log(1)
+    rig.take(ANNA, live.data())
+    end(rig, seed("1", 2))
+    rig.start()
+    rig.tick(1e6)
+    assert rig.merges == []
+    assert group(rig)["running"] == 1
+    rig.take(ANNA, live.end().data())
+    settle_files(rig)
+    assert rig.merge() == [EXP]
+
+
+# --- going on -------------------------------------------------------------------------------------
+def test_a_seed_that_goes_on_after_it_was_merged_is_merged_again(rig: Rig) -> None:
+    end(rig, seed("1", 2), seed("2", 2))
+    rig.merge()
+    rig.merge()
+    again = Trainer("again", make_run("again", "1", reload=True, num_seeds=2)).log(2)
+    rig.take(ANNA, again.data())
+    assert group(rig)["running"] == 1
+    rig.take(ANNA, again.end().data())
+    settle_files(rig)
+    assert only(list(rig.merges), e.MergeGroup) == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "job"),
+    [
+        ({"merge": "every", "merge_every_s": 5.0}, e.MergeGroup(EXP, 1, keep_seed_logs=False)),
+        ({"keep_seed_logs": True}, e.MergeGroup(EXP, 1, keep_seed_logs=True)),
+        ({"merge": "off"}, None),
+    ],
+)
+def test_settings_decide(changes: dict[str, Any], job: e.MergeGroup | None) -> None:
+    rig = Rig(**{"merge": "on-finish", **changes})
+    end(rig, seed("1", 1))
+    assert rig.merges == ([job] if job else [])

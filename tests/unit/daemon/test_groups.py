@@ -1,0 +1,495 @@
+"""When seeds are merged: as soon as all have ended, not before, and again after what passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mle_daemon import events as e
+from mle_daemon.config import EVERY, OFF, ON_FINISH, DaemonConfig
+from mle_daemon.groups import (
+    FAILED,
+    INCOMPLETE,
+    MERGED,
+    MERGING,
+    RETRY_FIRST_S,
+    RETRY_MOST_S,
+    SINGLE,
+    WAITING,
+    Groups,
+)
+
+NEVER = float("inf")
+SETTLE = DaemonConfig.merge_settle_s
+A, B = "/exps/a", "/exps/b"
+
+
+def groups_of(**changes: Any) -> Groups:
+    """Groups of a daemon that merges when all have ended, unless something else is said."""
+    return Groups(DaemonConfig("/exps", **{"merge": ON_FINISH, **changes}))
+
+
+def run(groups: Groups, directory: str, *seeds: str, expected: int | None = None) -> None:
+    """Let seeds begin and end."""
+    for seed in seeds:
+        groups.began(directory, seed, expected)
+    for seed in seeds:
+        groups.ended(directory, seed, "finished")
+
+
+def due(groups: Groups, now: float, leaving: bool = False) -> list[tuple[str, int]]:
+    """The groups to be merged, each with how many seeds must have ended."""
+    return [
+        (job.directory, job.at_least)
+        for job in groups.due(now, leaving=leaving)
+        if isinstance(job, e.MergeGroup)
+    ]
+
+
+def metas(groups: Groups, now: float) -> list[str]:
+    """The folders whose meta log is to be refreshed."""
+    return [job.folder for job in groups.due(now, leaving=False) if isinstance(job, e.RefreshMeta)]
+
+
+def report(groups: Groups, directory: str = A) -> e.Report:
+    (line,) = [each for each in groups.reports() if each["directory"] == directory]
+    return line
+
+
+# --- the number of seeds is known -----------------------------------------------------------------
+def test_a_group_is_merged_at_once_when_as_many_have_ended_as_there_are() -> None:
+    groups = groups_of()
+    for seed in ("1", "2", "3"):
+        groups.began(A, seed, 3)
+    for seed in ("1", "2"):
+        groups.ended(A, seed, "finished")
+        assert (due(groups, 0.0), groups.next_due()) == ([], NEVER)
+    groups.ended(A, "3", "crashed")
+    assert due(groups, 0.0) == [(A, 3)]
+    assert due(groups, 1e9) == []
+
+
+def test_a_seed_that_ended_twice_is_one() -> None:
+    groups = groups_of()
+    groups.began(A, "2", 2)
+    for _ in range(2):
+        run(groups, A, "1", expected=2)
+    assert due(groups, 1e9) == []
+
+
+def test_a_seed_that_runs_again_has_not_ended() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=2)
+    groups.began(A, "2", 2)
+    groups.began(A, "1", 2)
+    groups.ended(A, "2", "finished")
+    assert due(groups, 1e9) == []
+    assert (report(groups)["running"], report(groups)["finished"]) == (1, 1)
+
+
+def test_where_none_runs_the_files_are_looked_at_for_seeds_of_earlier_daemons() -> None:
+    groups = groups_of()
+    run(groups, A, "3", expected=3)
+    assert due(groups, 0.0) == [(A, 3)]
+    groups.not_merged(e.GroupNotMerged(A, "2 of 3", too_few=True), 0.0)
+    assert report(groups)["state"] == INCOMPLETE
+    assert due(groups, 1e9) == []
+    assert groups.at_rest(leaving=False)
+    run(groups, A, "2", expected=3)
+    assert due(groups, 1e9) == [(A, 3)]
+
+
+def test_the_largest_number_that_was_said_counts() -> None:
+    groups = groups_of()
+    groups.began(A, "1", 2)
+    groups.began(A, "2", 3)
+    groups.began(A, "3", None)
+    assert report(groups)["expected"] == 3
+
+
+# --- it is not known ------------------------------------------------------------------------------
+def test_a_group_of_unknown_size_is_merged_when_nothing_has_begun_for_a_while() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2")
+    assert due(groups, 100.0) == []
+    assert groups.next_due() == 100.0 + SETTLE
+    groups.began(A, "3", None)
+    assert due(groups, 100.0 + SETTLE) == []
+    assert groups.next_due() == NEVER
+    groups.ended(A, "3", "finished")
+    assert due(groups, 200.0) == []
+    assert due(groups, 199.9 + SETTLE) == []
+    assert due(groups, 200.0 + SETTLE) == [(A, 2)]
+
+
+def test_a_single_seed_is_nothing_to_merge() -> None:
+    groups = groups_of(merge_settle_s=1.0)
+    run(groups, A, "1")
+    due(groups, 0.0)
+    assert due(groups, 1.0) == [(A, 2)]
+    groups.not_merged(e.GroupNotMerged(A, "1 of 2", too_few=True), 1.0)
+    assert report(groups)["state"] == SINGLE
+    assert due(groups, 1e9) == []
+
+
+def test_a_run_that_turned_out_to_be_none_is_not_waited_for() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2", expected=3)
+    groups.began(A, "3", 3)
+    assert due(groups, 0.0) == []
+    groups.left(A)
+    assert due(groups, 0.0) == [(A, 3)]
+
+
+# --- every so often -------------------------------------------------------------------------------
+def test_every_so_often_what_has_ended_is_merged() -> None:
+    groups = groups_of(merge=EVERY, merge_every_s=10.0)
+    groups.began(A, "2", 3)
+    run(groups, A, "1", expected=3)
+    assert due(groups, 100.0) == [(A, 1)]
+    groups.merged(e.GroupMerged(A, 1))
+    run(groups, A, "3", expected=3)
+    run(groups, B, "1", "2")
+    assert due(groups, 109.0) == []
+    assert groups.next_due() == 110.0
+    assert due(groups, 110.0) == [(A, 1), (B, 2)]
+    assert (due(groups, 120.0), groups.next_due()) == ([], NEVER)  # nothing has ended since
+
+
+def test_one_that_leaves_does_not_wait_for_the_next_round() -> None:
+    groups = groups_of(merge=EVERY, merge_every_s=1e6)
+    run(groups, A, "1", "2")
+    due(groups, 0.0)
+    groups.merged(e.GroupMerged(A, 2))
+    run(groups, A, "3")
+    assert due(groups, 1.0) == []
+    assert due(groups, 1.0, leaving=True) == [(A, 2)]
+
+
+# --- never ----------------------------------------------------------------------------------------
+def test_nothing_is_merged_where_nothing_is_to_be() -> None:
+    groups = groups_of(merge=OFF)
+    run(groups, A, "1", "2", expected=2)
+    groups.restore(B, 2)
+    assert (due(groups, 1e9), due(groups, 1e9, leaving=True)) == ([], [])
+    assert (groups.next_due(), groups.pending(), groups.at_rest(leaving=False)) == (NEVER, {}, True)
+    assert report(groups)["state"] == OFF
+
+
+# --- leaving --------------------------------------------------------------------------------------
+def test_one_that_leaves_merges_what_has_ended_and_waits_for_that() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2")
+    run(groups, B, "1", expected=2)
+    groups.began("/exps/c", "1", None)
+    run(groups, "/exps/c", "2", "3")
+    assert not groups.at_rest(leaving=True)
+    assert due(groups, 0.0, leaving=True) == [(A, 2), (B, 2)]
+    assert not groups.at_rest(leaving=True)
+    groups.merged(e.GroupMerged(A, 2))
+    groups.not_merged(e.GroupNotMerged(B, "1 of 2", too_few=True), 0.0)
+    due(groups, 0.0, leaving=True)
+    assert groups.at_rest(leaving=True)  # /exps/c has a run that goes on
+    assert groups.pending() == {"/exps/c": None}
+
+
+def test_an_idle_daemon_waits_for_what_is_to_be_merged_soon() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2")
+    assert not groups.at_rest(leaving=False)
+    due(groups, 0.0)
+    assert due(groups, SETTLE) == [(A, 2)]
+    assert not groups.at_rest(leaving=False)
+    groups.merged(e.GroupMerged(A, 2))
+    groups.due(SETTLE, leaving=False)
+    assert not groups.at_rest(leaving=False)  # the meta log
+    groups.refreshed(e.MetaRefreshed("/exps"))
+    groups.due(SETTLE, leaving=False)
+    assert groups.at_rest(leaving=False)
+
+
+# --- failures -------------------------------------------------------------------------------------
+def test_a_failure_that_may_pass_is_followed_by_another_attempt_ever_later() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    now, waits = 1000.0, []
+    for _ in range(8):
+        assert due(groups, now) == [(A, 1)]
+        assert report(groups)["state"] == MERGING
+        groups.not_merged(e.GroupNotMerged(A, "no room", retry=True), now)
+        assert due(groups, now) == []
+        assert (report(groups)["state"], report(groups)["why"]) == (FAILED, "no room")
+        waits.append(groups.next_due() - now)
+        now = groups.next_due()
+    assert waits[0] == RETRY_FIRST_S
+    assert waits == sorted(waits)
+    assert waits[-1] == RETRY_MOST_S
+    assert due(groups, now) == [(A, 1)]
+    groups.merged(e.GroupMerged(A, 1))
+    assert (report(groups)["state"], report(groups)["why"]) == (MERGED, "")
+
+
+def test_a_seed_that_ends_after_a_failure_is_a_reason_to_try_at_once() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.not_merged(e.GroupNotMerged(A, "no room", retry=True), 0.0)
+    run(groups, A, "2", expected=1)
+    assert due(groups, 0.0) == [(A, 1)]
+
+
+@pytest.mark.parametrize("retry", [False, True])
+@pytest.mark.parametrize("leaving", [False, True])
+def test_a_merge_that_fails_keeps_no_daemon_from_leaving(retry: bool, leaving: bool) -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.not_merged(e.GroupNotMerged(A, "why", retry=retry), 0.0)
+    due(groups, 0.0, leaving=leaving)
+    assert groups.at_rest(leaving=leaving)
+    assert groups.pending() == ({A: 1} if retry else {})
+    assert (groups.next_due() == NEVER) is not retry
+
+
+def test_what_was_left_out_of_a_merge_is_told() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2", expected=2)
+    due(groups, 0.0)
+    groups.merged(e.GroupMerged(A, 1, "log_2.hdf5: damaged"))
+    line = report(groups)
+    assert (line["state"], line["merged"], line["why"]) == (FAILED, 1, "log_2.hdf5: damaged")
+    assert metas(groups, 0.0) == []
+    assert groups.at_rest(leaving=False)
+
+
+def test_a_group_whose_folder_is_gone_is_forgotten_unless_it_goes_on() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.not_merged(e.GroupNotMerged(A, "no such folder", gone=True), 0.0)
+    assert groups.reports() == []
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.began(A, "2", 1)
+    groups.not_merged(e.GroupNotMerged(A, "no such folder", gone=True), 0.0)
+    assert report(groups)["running"] == 1
+
+
+# --- the meta log ---------------------------------------------------------------------------------
+def merge_now(groups: Groups, directory: str, now: float = 0.0) -> None:
+    run(groups, directory, "1", expected=1)
+    assert due(groups, now) == [(directory, 1)]
+    groups.merged(e.GroupMerged(directory, 1))
+
+
+def test_a_meta_log_is_refreshed_when_every_configuration_of_its_folder_is_merged() -> None:
+    groups = groups_of()
+    groups.began(B, "1", 1)
+    groups.began("/exps/other/c", "1", 1)
+    merge_now(groups, A)
+    assert metas(groups, 0.0) == []
+    groups.ended(B, "1", "finished")
+    assert due(groups, 0.0) == [(B, 1)]
+    groups.merged(e.GroupMerged(B, 1))
+    assert metas(groups, 0.0) == ["/exps"]
+    assert metas(groups, 0.0) == []
+    groups.refreshed(e.MetaRefreshed("/exps"))
+    assert metas(groups, 1e9) == []
+    groups.ended("/exps/other/c", "1", "finished")
+    due(groups, 0.0)
+    groups.merged(e.GroupMerged("/exps/other/c", 1))
+    assert metas(groups, 0.0) == ["/exps/other"]
+
+
+def test_what_is_merged_while_a_meta_log_is_written_is_written_once_more() -> None:
+    groups = groups_of()
+    merge_now(groups, A)
+    assert metas(groups, 0.0) == ["/exps"]
+    merge_now(groups, B)
+    assert metas(groups, 0.0) == []
+    groups.refreshed(e.MetaRefreshed("/exps"))
+    assert metas(groups, 0.0) == ["/exps"]
+
+
+def test_a_meta_log_that_could_not_be_written_is_tried_again_when_something_ends() -> None:
+    groups = groups_of()
+    merge_now(groups, A)
+    assert metas(groups, 0.0) == ["/exps"]
+    groups.refreshed(e.MetaRefreshed("/exps", "no room"))
+    for now in (0.0, 1e9):
+        assert metas(groups, now) == []  # no spinning
+    assert groups.at_rest(leaving=False)
+    groups.began(B, "1", 1)
+    groups.left(B)
+    assert metas(groups, 0.0) == ["/exps"]
+
+
+@pytest.mark.parametrize("outcome", ["refused", "single", "gone"])
+def test_what_has_nothing_to_merge_does_not_keep_a_meta_log_back(outcome: str) -> None:
+    groups = groups_of(merge_settle_s=0.0)
+    groups.began(B, "1", None)
+    if outcome == "refused":
+        groups.left(B)
+    else:
+        groups.ended(B, "1", "finished")
+        assert due(groups, 0.0) == [(B, 2)]
+        groups.not_merged(
+            e.GroupNotMerged(B, "", too_few=outcome == "single", gone=outcome == "gone"), 0.0
+        )
+    merge_now(groups, A)
+    assert metas(groups, 0.0) == ["/exps"]
+
+
+def test_the_root_itself_has_no_meta_log() -> None:
+    groups = groups_of()
+    merge_now(groups, "/exps")
+    assert metas(groups, 0.0) == []
+
+
+# --- what survives --------------------------------------------------------------------------------
+def test_a_group_is_in_the_journal_from_the_end_of_a_run_until_all_of_it_is_merged() -> None:
+    groups = groups_of()
+    groups.began(A, "1", 1)
+    assert groups.pending() == {}
+    groups.ended(A, "1", "finished")
+    assert groups.pending() == {A: 1}
+    due(groups, 0.0)
+    assert groups.pending() == {A: 1}
+    groups.merged(e.GroupMerged(A, 1))
+    assert groups.pending() == {}
+    assert metas(groups, 0.0) == ["/exps"]
+    assert groups.pending() == {A: 1}  # a kill would leave the meta log behind
+    groups.refreshed(e.MetaRefreshed("/exps"))
+    assert groups.pending() == {}
+
+
+@pytest.mark.parametrize(("expected", "soonest"), [(2, 0.0), (None, SETTLE)])
+def test_what_an_earlier_daemon_left_is_merged(expected: int | None, soonest: float) -> None:
+    groups = groups_of()
+    groups.restore(A, expected)
+    assert groups.pending() == {A: expected}
+    assert [now for now in (0.0, SETTLE) if due(groups, now)] == [soonest]
+
+
+def test_old_groups_are_forgotten_but_none_that_something_is_to_be_done_for() -> None:
+    groups = groups_of(recent_runs=3)
+    groups.began("/exps/live", "1", 1)
+    run(groups, "/exps/waiting", "1")
+    for i in range(50):
+        directory = f"/exps/{i}"
+        run(groups, directory, "1", expected=1)
+        due(groups, 0.0)
+        groups.merged(e.GroupMerged(directory, 1))
+        groups.refreshed(e.MetaRefreshed("/exps"))
+        assert len(groups.reports()) <= 6
+    names = [line["directory"] for line in groups.reports()]
+    assert {"/exps/live", "/exps/waiting", "/exps/49"} <= set(names)
+
+
+def test_what_was_forgotten_does_not_keep_a_meta_log_back() -> None:
+    groups = groups_of(recent_runs=3)
+    for i in range(9):
+        run(groups, f"/exps/{i}", "1", expected=2)
+        due(groups, 0.0)
+        groups.not_merged(e.GroupNotMerged(f"/exps/{i}", "1 of 2", too_few=True), 0.0)
+    due(groups, 0.0)
+    found: list[str] = []
+    for i in range(9):
+        merge_now(groups, f"/exps/good{i}")
+        found += metas(groups, 0.0)
+    assert found[:1] == ["/exps"]
+
+
+@pytest.mark.parametrize("count", [10, 1_000])
+def test_a_round_in_which_nothing_is_due_looks_at_no_group(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    groups = groups_of()
+    for i in range(count):
+        run(groups, f"/exps/{i}", "1", "2")
+    due(groups, 0.0)
+    looks: list[object] = []
+    monkeypatch.setattr(Groups, "_due_at", lambda *_: looks.append(1) or NEVER)
+    for _ in range(5):
+        assert due(groups, SETTLE - 1) == []
+        assert groups.next_due() == SETTLE
+    assert looks == []
+
+
+# --- status ---------------------------------------------------------------------------------------
+def test_what_is_told_of_a_group() -> None:
+    groups = groups_of()
+    groups.began(A, "1", 4)
+    assert groups.reports() == [
+        {
+            "directory": A, "expected": 4, "running": 1, "finished": 0, "crashed": 0, "merged": 0,
+            "state": WAITING, "why": "",
+        }
+    ]  # fmt: skip
+    groups.ended(A, "1", "crashed")
+    for seed in ("2", "3", "4"):
+        run(groups, A, seed, expected=4)
+    due(groups, 0.0)
+    assert report(groups)["state"] == MERGING
+    groups.merged(e.GroupMerged(A, 4))
+    line = report(groups)
+    assert [line[name] for name in ("finished", "crashed", "merged")] == [3, 1, 4]
+    assert line["state"] == MERGED
+
+
+# --- whatever happens -----------------------------------------------------------------------------
+@st.composite
+def lives(draw: st.DrawFn) -> list[tuple[str, str, str]]:
+    """What happens to seeds of two groups, in order."""
+    steps = st.tuples(st.sampled_from([A, B]), st.sampled_from("123"), st.sampled_from("bel"))
+    return draw(st.lists(steps, max_size=30))
+
+
+@given(lives(), st.sampled_from([ON_FINISH, EVERY]), st.sampled_from([None, 2]))
+def test_every_group_with_a_run_that_ended_is_merged_in_the_end_and_none_twice_at_once(
+    life: list[tuple[str, str, str]], merge: str, expected: int | None
+) -> None:
+    groups = groups_of(merge=merge, merge_every_s=5.0)
+    running: dict[str, list[str]] = {A: [], B: []}
+    behind: set[str] = set()
+    merging: set[str] = set()
+    now = 0.0
+
+    def look() -> None:
+        for directory, _ in due(groups, now):
+            assert directory not in merging
+            assert directory in behind
+            merging.add(directory)
+            behind.discard(directory)
+
+    for directory, seed, what in life:
+        now += 1.0
+        if what == "b":
+            groups.began(directory, seed, expected)
+            running[directory].append(seed)
+        elif running[directory]:
+            ended = running[directory].pop()
+            if what == "e":
+                groups.ended(directory, ended, "finished")
+                behind.add(directory)
+            else:
+                groups.left(directory)
+        look()
+        for directory in sorted(merging)[:1]:
+            groups.merged(e.GroupMerged(directory, 1))
+            merging.discard(directory)
+    for directory, seeds in running.items():
+        for seed in seeds:
+            groups.ended(directory, seed, "finished")
+            behind.add(directory)
+    for _ in range(10):
+        look()
+        for directory in sorted(merging):
+            groups.merged(e.GroupMerged(directory, 1))
+        merging.clear()
+        now = max(now, min(groups.next_due(), 1e6))
+    assert behind == set()
+    assert groups.pending().keys() <= {A, B}
