@@ -19,7 +19,7 @@ help:  ## list the commands
 demo: $(VENV)/demo.stamp  ## train 8 runs at once, log them through the daemon, draw their curves
 	@$(PY) examples/digits_sweep.py
 
-test: $(VENV)/dev.stamp  ## run the tests; ARGS="tests/unit -x" for some of them
+test: $(VENV)/dev.stamp $(VENV)/mle-logging.stamp  ## run the tests; ARGS="tests/unit -x" for some of them
 	@$(PY) -m pytest $(ARGS)
 
 check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
@@ -56,6 +56,11 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
 	@echo "installing mle-daemon and what the demo needs"
 	@$(PIP) install -e '.[demo]'
 	@touch $@
+
+# The other side of the compatibility tests, which are skipped where it cannot be had.
+$(VENV)/mle-logging.stamp: $(VENV)/dev.stamp tests/compat/upstream.py
+	@echo "installing mle-logging, in an environment of its own"
+	@$(PY) tests/compat/upstream.py && touch $@ || true
 
 $(VENV)/dev.stamp: $(VENV)/venv.stamp pyproject.toml
 	@echo "installing mle-daemon and the development tools"

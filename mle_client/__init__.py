@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mle_client.compat import install_as_mle_logging as install_as_mle_logging
     from mle_client.configs import load_config as load_config
     from mle_client.load import load_log as load_log
     from mle_client.load import load_meta_log as load_meta_log
@@ -36,6 +37,7 @@ _HOME = {
     "MetaLog": "metalog",
     "Report": "logger",
     "TopK": "rules",
+    "install_as_mle_logging": "compat",
     "load_config": "configs",
     "load_log": "load",
     "load_meta_log": "load",
@@ -53,6 +55,7 @@ __all__ = [
     "MetaLog",
     "Report",
     "TopK",
+    "install_as_mle_logging",
     "load_config",
     "load_log",
     "load_meta_log",

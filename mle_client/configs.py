@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -40,11 +40,35 @@ def load_config(config_fname: str | os.PathLike[str], return_dotmap: bool = Fals
         FileNotFoundError: there is no such file.
         ValueError: the file is not of these kinds, or malformed: says in which line.
     """
-    path = os.fspath(config_fname)
-    extension = os.path.splitext(path)[1].lower()
+    extension = os.path.splitext(os.fspath(config_fname))[1].lower()
     parse = {".yaml": _parse_yaml, ".yml": _parse_yaml, ".json": _parse_json}.get(extension)
     if parse is None:
-        raise ValueError(f"{path}: only .yaml, .yml and .json configurations can be loaded")
+        raise ValueError(
+            f"{os.fspath(config_fname)}: only .yaml, .yml and .json configurations can be loaded"
+        )
+    return _load(config_fname, parse, return_dotmap)
+
+
+def load_yaml_config(config_fname: str | os.PathLike[str], return_dotmap: bool = False) -> Any:
+    """Load a configuration that is YAML, whatever the file is called.
+
+    Arguments, result and errors are those of `load_config`.
+    """
+    return _load(config_fname, _parse_yaml, return_dotmap)
+
+
+def load_json_config(config_fname: str | os.PathLike[str], return_dotmap: bool = False) -> Any:
+    """Load a configuration that is JSON, whatever the file is called.
+
+    Arguments, result and errors are those of `load_config`.
+    """
+    return _load(config_fname, _parse_json, return_dotmap)
+
+
+def _load(
+    config_fname: str | os.PathLike[str], parse: Callable[[str, str], Any], return_dotmap: bool
+) -> Any:
+    path = os.fspath(config_fname)
     with open(path, encoding="utf-8-sig") as file:
         try:
             text = file.read()

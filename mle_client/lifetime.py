@@ -30,6 +30,9 @@ class Closable(Protocol):
     def stored_as(self) -> tuple[str, str]:
         """Path of the log and name of the seed in it."""
 
+    def make_way(self) -> None:
+        """Another logger of this process takes the name."""
+
     def forked(self) -> None:
         """Take note of being in a forked child."""
 
@@ -79,6 +82,13 @@ def close_writers_of(path: str) -> None:
     for logger in list(_LOGGERS):
         if logger.stored_as()[0] == path:
             logger.close(EXIT_TIMEOUT_S)
+
+
+def make_way_for(path: str) -> None:
+    """Have the loggers of this process that write a log make way for one that begins it anew."""
+    for logger in list(_LOGGERS):
+        if logger.stored_as()[0] == path:
+            logger.make_way()
 
 
 def is_logging(path: str) -> bool:

@@ -113,6 +113,9 @@ class MLELogger:
     # A slot is found a little sooner than what lies in the instance's dict.
     __slots__ = ("__dict__", "__weakref__", "update")
 
+    _entered = False  # is in a `with` block
+    _superseded = False  # another logger of this process has taken its name
+
     def __init__(
         self,
         experiment_dir: str = "/",
@@ -145,6 +148,7 @@ class MLELogger:
         strict: bool = False,
         retention: Sequence[Rule] = (),
     ) -> None:
+        given = {name: value for name, value in locals().items() if name != "self"}
         self.seed_id = arguments.checked_seed_id(seed_id)
         self.model_type = arguments.checked_model_type(model_type)
         seeds = arguments.checked_num_seeds(num_seeds)
@@ -228,6 +232,9 @@ class MLELogger:
         self._transport = transport_for(self._target)
         self.update: Callable[..., None] = self._first_update
         self._open()
+        if not self._superseded:  # after that, or the last one would take the connection with it
+            lifetime.make_way_for(layout.log_path(self._run.directory, self.seed_id))
+        self._given, self._superseded = given, False
         lifetime.register(self)
 
     # --- logging ------------------------------------------------------------------------------
@@ -327,10 +334,38 @@ class MLELogger:
             ring.let_go()
         return report
 
+    def make_way(self) -> None:
+        """Let another logger of this process take the name: end the run, unless in `with`.
+
+        mle-logging has no close(), so in a program written for it, and in a notebook whose cell is
+        run again, a new logger is what says that the old one is done.  If it is not, and logs
+        again, that is another run, which is stored under another name.
+        """
+        if self._entered:
+            return
+        channel = self._channel
+        self.close()
+        self._superseded = True
+        self.update = self._begin_again
+        if channel is not None:
+            channel.producer.forward = self._begin_again
+
+    def _begin_again(self, *args: Any, **kwargs: Any) -> None:
+        """Log after all, though another logger has the name."""
+        self._come_back()
+        self.update(*args, **kwargs)
+
+    def _come_back(self) -> None:
+        if self._superseded:
+            given = {**self._given, "overwrite": False, "reload": False}
+            type(self).__init__(self, **given)
+
     def __enter__(self) -> MLELogger:
+        self._entered = True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._entered = False
         self.close()
 
     def __reduce__(self) -> Any:
@@ -510,6 +545,7 @@ class MLELogger:
 
     def _raise_if_failed(self) -> None:
         """With `strict`, raise what went wrong in the background."""
+        self._come_back()
         if self._raise_next is not None:
             self._raise()
 

@@ -17,6 +17,7 @@ from mle_client.errors import LogDamaged, LogNotFound, TooFewSeeds
 from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import Progress
 from mle_client.merging import LOCK_TIMEOUT_S, Merge, MergeReport, check_target
+from mle_client.older_calls import merge_hdf5_files as merge_hdf5_files  # as mle-logging
 from mle_client.seeds import natural_key
 
 # What merging, ours and mle-logging's, takes for a log by its name.

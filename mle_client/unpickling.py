@@ -58,7 +58,10 @@ _NUMPY: Final = {
     "numpy.random._sfc64": {"SFC64"},
 }
 _JAX: Final = {
+    # One function; pickle names it by where it is defined, which is another module in each release.
     "jax.numpy": {"asarray"},
+    "jax._src.numpy.array_constructors": {"asarray"},
+    "jax._src.numpy.lax_numpy": {"asarray"},
     "jax._src.array": {"_reconstruct_array"},  # calls what it is given, and that came through here
     "flax.core.frozen_dict": {"FrozenDict"},
 }

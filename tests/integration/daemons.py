@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mle_client import discovery
 from mle_client.endpoint import is_running, read_endpoint
 
@@ -80,6 +82,20 @@ def environment() -> dict[str, str]:
 def wait_until_gone(root: Path, timeout: float = 30.0) -> None:
     """Wait until a daemon that leaves by itself has left."""
     wait_for(lambda: (e := read_endpoint(str(root))) is None or not is_running(e), timeout)
+
+
+def end_all(timeout: float = 30.0) -> None:
+    """End the daemons that this test's programs have started, also of roots that are removed."""
+    ours = os.environ["MLE_RUNTIME_DIR"]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_daemon = "mle_daemon" in process.cmdline()
+            if is_daemon and process.environ().get("MLE_RUNTIME_DIR") == ours:
+                process.terminate()
+                found.append(process)
+    _, alive = psutil.wait_procs(found, timeout)
+    assert not alive, alive
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = 30.0) -> Any:

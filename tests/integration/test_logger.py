@@ -226,6 +226,59 @@ def test_a_second_live_logger_of_a_seed_is_stored_under_another_name(served: Pat
     assert "another live logger" in str(said[0])
 
 
+def test_a_new_logger_of_a_name_ends_the_one_that_nobody_closed(served: Path) -> None:
+    """mle-logging has no close(); a notebook's cell that is run again makes a second logger."""
+    said: list[MLEError] = []
+    first = MLELogger(str(served / "run"), seed_id=1)
+    first.update({}, {"x": 1})
+    second = MLELogger(str(served / "run"), seed_id=1, on_error=said.append)
+    second.update({}, {"x": 2})
+    assert second.flush()
+    assert second.stored_as()[1] == "seed_1"
+    second.close()
+    assert first.close().delivered == 1
+    assert load_log(str(served / "run")).seed_1.stats.x.tolist() == [2]
+    (old,) = (served / ".mle/replaced").iterdir()
+    assert h5_column(old, "stats/x", "seed_1").tolist() == [1]
+    assert len(said) == 1
+    assert ".mle/replaced" in str(said[0])
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["log.update", "a function that was kept"])
+def test_one_that_made_way_and_logs_again_is_stored_under_another_name(
+    served: Path, kept: bool
+) -> None:
+    said: list[MLEError] = []
+    first = MLELogger(str(served / "run"), seed_id=1, model_type="numpy", on_error=said.append)
+    first.update({}, {"x": 1})
+    update = first.update
+    second = MLELogger(str(served / "run"), seed_id=1, on_error=said.append)
+    second.update({}, {"x": 2})
+    (update if kept else first.update)({}, {"x": 3})
+    first.save_model(np.ones(2))
+    first.update({}, {"x": 4})
+    assert first.flush()
+    assert first.stats_log.stats_tracked == {"x": [3, 4]}
+    second.update({}, {"x": 5})
+    for log in (first, second):
+        log.close()
+    loaded = load_log(str(served / "run"))
+    assert {name: loaded[name].stats.x.tolist() for name in loaded.eval_ids} == {
+        "seed_1": [2, 5],
+        "seed_1_dup2": [3, 4],
+    }
+    assert any("another live logger" in str(error) for error in said)
+
+
+def test_a_save_of_one_that_made_way_begins_another_run_too(served: Path) -> None:
+    first = MLELogger(str(served / "run"), model_type="numpy", on_error=lambda error: None)
+    with MLELogger(str(served / "run"), on_error=lambda error: None) as second:
+        second.update({}, {"x": 2})
+        first.save_model(np.ones(2))
+        first.close()
+    assert (served / "run/models/final").is_dir()
+
+
 # --- saving and looking back --------------------------------------------------------------------
 def test_saving_brings_the_file_soon_without_waiting(served: Path) -> None:
     with MLELogger(str(served / "run")) as log:

@@ -14,7 +14,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mle_client.configs import config_from_text, config_text, config_yaml, load_config
+from mle_client.configs import (
+    config_from_text,
+    config_text,
+    config_yaml,
+    load_config,
+    load_json_config,
+    load_yaml_config,
+)
 from mle_client.metalog import AttrDict
 
 
@@ -41,6 +48,15 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, float):
         return repr(one) == repr(other)
     return one == other
+
+
+@pytest.mark.parametrize(
+    ("load", "text"), [(load_yaml_config, "a: 1e3"), (load_json_config, '{"a": 1e3,}')]
+)
+def test_a_kind_that_is_named_is_loaded_whatever_the_file_is_called(save, load, text) -> None:
+    path = save("settings.txt", text)
+    assert load(path) == {"a": 1000.0}
+    assert load(path, True).a == 1000.0
 
 
 # --- YAML -----------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Closing(FakeLogger):
         super().__init__(path)
         self.error = error
         self.closed: list[float] = []
+        self.ways = 0
         self.forks = 0
 
     def close(self, timeout: float) -> None:
@@ -72,6 +73,9 @@ class Closing(FakeLogger):
         lifetime.forget(self)
         if self.error:
             raise ValueError(self.error)
+
+    def make_way(self) -> None:
+        self.ways += 1
 
     def forked(self) -> None:
         self.forks += 1
@@ -132,6 +136,14 @@ def test_only_who_writes_a_log_is_closed_for_who_continues_it(loggers: set[Closi
         lifetime.register(logger)
     lifetime.close_writers_of("/exp/logs/log_seed_1.hdf5")
     assert (len(writer.closed), len(other.closed)) == (1, 0)
+
+
+def test_only_who_writes_a_log_makes_way_for_who_begins_it_anew(loggers: set[Closing]) -> None:
+    writer, other = Closing("/exp/logs/log_seed_1.hdf5"), Closing("/exp/logs/log_seed_10.hdf5")
+    for logger in (writer, other):
+        lifetime.register(logger)
+    lifetime.make_way_for("/exp/logs/log_seed_1.hdf5")
+    assert (writer.ways, other.ways) == (1, 0)
 
 
 # --- reading --------------------------------------------------------------------------------------

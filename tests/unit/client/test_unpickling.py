@@ -267,3 +267,18 @@ def test_jax_arrays_come_back() -> None:
     for name, array in model.items():
         assert found[name].dtype == array.dtype
         assert (found[name] == array).all()
+
+
+@pytest.mark.parametrize(
+    "module", ["jax.numpy", "jax._src.numpy.array_constructors", "jax._src.numpy.lax_numpy"]
+)
+def test_jax_arrays_are_known_by_the_name_that_any_release_gives_them(
+    monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """`jax.numpy.asarray` is defined in another module in each."""
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        stand_in = types.ModuleType(".".join(parts[:depth]))
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(stand_in, "asarray", np.asarray, raising=False)
+    assert load(f"c{module}\nasarray\n(](K\1etR.".encode()).tolist() == [1]
