@@ -230,7 +230,7 @@ def sync_folder(path: str) -> None:
 def put_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
     """Move a file into a folder under a name that is free there.
 
-    A crash in between leaves it under both names.
+    A crash in between leaves it under both names; then moving it again removes the old one.
 
     Args:
         stamp: begins the new name.
@@ -250,6 +250,8 @@ def keep_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
     Args, Returns: as of `put_aside`.
     """
     make_folders(folder)
+    if kept := _name_in(folder, path):
+        return kept
     wanted = f"{stamp}-{name or os.path.basename(path)}"
     try:
         kept = _first_free(folder, wanted, lambda new: os.link(path, new, follow_symlinks=False))
@@ -257,6 +259,21 @@ def keep_aside(path: str, folder: str, stamp: str, name: str = "") -> str:
         kept = _copy_aside(path, folder, wanted)
     sync_folder(folder)
     return kept
+
+
+def _name_in(folder: str, path: str) -> str:
+    """The path that a file has in a folder already; "" if it has none."""
+    found = os.stat(path, follow_symlinks=False)
+    if found.st_nlink == 1:
+        return ""
+    with os.scandir(folder) as entries:
+        same = (
+            entry.path
+            for entry in entries
+            if entry.inode() == found.st_ino
+            and os.path.samestat(entry.stat(follow_symlinks=False), found)
+        )
+        return next(same, "")
 
 
 def _copy_aside(path: str, folder: str, name: str) -> str:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Final
 
-from mle_client import control, layout, lifetime, merged_configs, merged_file, seed_groups
+from mle_client import control, files, layout, lifetime, merged_configs, merged_file, seed_groups
 from mle_client.errors import LogDamaged, LogNotFound, TooFewSeeds
 from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import Progress
@@ -67,10 +67,11 @@ def merge_seed_logs(
     if not os.path.isdir(folder):
         raise LogNotFound(folder, "there is no such folder: check the path")
     target = os.fspath(merged_path)
-    check_target(target)
     deadline = None if timeout is None else time.monotonic() + timeout
     control.publish_before_reading(folder)
     if num_logs is not None:
+        if not files.is_inside(target, os.path.realpath(folder)):  # else it may be yet to come
+            check_target(target)
         _wait_for(num_logs, folder, timeout)
     patience = LOCK_TIMEOUT_S if deadline is None else max(0.0, deadline - time.monotonic())
     report = merged_file.merge(

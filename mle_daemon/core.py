@@ -127,6 +127,9 @@ class Core:
                 self._publisher.want_everything()
             case e.StopAsked():
                 self._stop_asked(event)
+            case e.PatienceEnded():
+                if self.stopping is not None and self.is_written:
+                    self._leave(self.stopping)
             case e.Tick():
                 pass
         # Once a round, not for each of its thousand messages; not before the first round, for until
@@ -295,8 +298,11 @@ class Core:
 
         Runs that go on are resumed by the next daemon.
         """
-        if self._left or not self.is_written or not self._groups.at_rest(leaving=True):
-            return
-        self._left = True
-        self._out.answer(self._stop_waiters)
-        self._out.add(e.Leave(asked=not stopping.idle))
+        if self.is_written and self._groups.at_rest(leaving=True):
+            self._leave(stopping)
+
+    def _leave(self, stopping: e.StopAsked) -> None:
+        if not self._left:
+            self._left = True
+            self._out.answer(self._stop_waiters)
+            self._out.add(e.Leave(asked=not stopping.idle))

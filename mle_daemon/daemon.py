@@ -217,9 +217,10 @@ class Daemon:
             self._complete = self._core.is_written
             if self._complete:
                 _LOG.warning("leaving before all is merged; the next start merges the rest")
+                self._deliver(e.PatienceEnded())
             else:
                 _LOG.error("leaving although not everything is published; the journal has the rest")
-            self._leave = e.Leave(asked=True)
+                self._leave = e.Leave(asked=True)
 
     # --- events and instructions --------------------------------------------------------------
     def _deliver_at_start(self, event: e.Event) -> None:

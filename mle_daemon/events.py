@@ -234,6 +234,11 @@ class MetaRefreshed:
 
 
 @dataclass(frozen=True, slots=True)
+class PatienceEnded:
+    """A daemon that was asked to stop leaves now, whatever is still to be merged."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -250,7 +255,7 @@ Event: TypeAlias = (
     Received | Journaled | JournalFailed | Replayed | Recovered | RunOpened | RunNotOpened
     | Published | PublishFailed | Sealed | ProducerGone | RingsSeen | PublishEverything
     | StopAsked | Tick | Arrived | NotArrived | ArtifactStored | ArtifactNotStored | Problem
-    | GroupMerged | GroupNotMerged | MetaRefreshed
+    | GroupMerged | GroupNotMerged | MetaRefreshed | PatienceEnded
 )  # fmt: skip
 
 

@@ -160,7 +160,9 @@ def read_logs(path: Path | str) -> dict[Key, Values]:
 
 def losses(path: Path | str) -> dict[str, list[Any]]:
     """The losses of each seed in a file, by the path of its group."""
-    return {"/".join(key): list(each["stats/loss"]) for key, each in read_logs(path).items()}
+    return {
+        "/".join(key): list(each.get("stats/loss", ())) for key, each in read_logs(path).items()
+    }
 
 
 def everything(folder: Path | str) -> dict[str, dict[Key, Values]]:

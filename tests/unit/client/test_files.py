@@ -128,10 +128,21 @@ def test_a_file_kept_aside_stays_and_is_whole_in_both_places(
     log.write_bytes(CONTENT)
     if not links:
         no_links(monkeypatch)
-    kept = {files.keep_aside(str(log), str(folder), "now") for _ in range(2)}
-    assert kept == {str(folder / "now-log"), str(folder / "2-now-log")}
-    assert [Path(path).read_bytes() for path in (log, *kept)] == [CONTENT] * 3
-    assert len(os.listdir(folder)) == 2
+    kept = files.keep_aside(str(log), str(folder), "now")
+    assert kept == str(folder / "now-log")
+    assert log.read_bytes() == Path(kept).read_bytes() == CONTENT
+    assert os.listdir(folder) == ["now-log"]
+
+
+def test_what_is_aside_already_is_not_put_aside_again(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "kept"
+    log.write_bytes(CONTENT)
+    (tmp_path / "further").hardlink_to(log)
+    kept = files.keep_aside(str(log), str(folder), "now")
+    assert files.keep_aside(str(log), str(folder), "later") == kept
+    assert files.put_aside(str(log), str(folder), "later") == kept  # after a kill in between
+    assert (os.listdir(folder), log.exists()) == (["now-log"], False)
+    assert Path(kept).read_bytes() == CONTENT
 
 
 def test_a_file_that_cannot_be_put_aside_stays(

@@ -316,7 +316,7 @@ def test_one_that_is_gone_or_damaged_is_named(tmp_path: Path) -> None:
         contains(tmp_path, b"x", log())
 
 
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=settings().max_examples // 4)
 @given(logged=tick_sequences(), cut=st.integers(0, 20), other=tick_sequences())
 def test_of_any_ticks_the_first_are_held_and_nothing_is_held_that_is_not_there(
     tmp_path_factory: pytest.TempPathFactory, logged: list[Tick], cut: int, other: list[Tick]

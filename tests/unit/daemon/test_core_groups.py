@@ -122,6 +122,20 @@ def test_a_stop_merges_what_has_ended_before_it_answers(rig: Rig) -> None:
     assert dones(rig.answers(ANNA)) == [(7, "")]
 
 
+def test_a_stop_does_not_wait_for_a_merge_for_ever(rig: Rig) -> None:
+    end(rig, seed("1", 1))
+    rig.deliver(e.PatienceEnded())
+    assert rig.left is None  # nobody has asked it to leave
+    rig.take(ANNA, m.Stop(7))
+    assert (rig.left, dones(rig.answers(ANNA))) == (None, [])
+    rig.deliver(e.PatienceEnded())
+    assert rig.left == e.Leave(asked=True)
+    assert dones(rig.answers(ANNA)) == [(7, "")]
+    assert not rig.core.is_empty
+    rig.start()
+    assert rig.merges == [e.MergeGroup(EXP, 1, keep_seed_logs=False)]
+
+
 def test_a_stop_does_not_wait_for_a_group_that_goes_on_and_the_next_daemon_merges_it(
     rig: Rig,
 ) -> None:
