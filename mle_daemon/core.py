@@ -118,7 +118,7 @@ class Core:
                 if not (event.too_few or event.gone):
                     self._out.log("warning", f"not merged: {event.error}")
             case e.MetaRefreshed(_, error):
-                self._groups.refreshed(event)
+                self._groups.refreshed(event, now)
                 if error:
                     self._out.log("warning", f"the meta log is not refreshed: {error}")
             case e.RingsSeen(producers):

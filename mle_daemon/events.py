@@ -227,10 +227,17 @@ class GroupNotMerged:
 
 @dataclass(frozen=True, slots=True)
 class MetaRefreshed:
-    """The merged log of all configurations in a folder is written.  Args: error: "" or why not."""
+    """The merged log of all configurations in a folder is written.
+
+    Args:
+        folder: of the configurations.
+        error: "" or why not.
+        took: seconds.
+    """
 
     folder: str
     error: str = ""
+    took: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

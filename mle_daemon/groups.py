@@ -14,12 +14,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from mle_client import layout
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, DaemonConfig
 
 # After a merge that failed for want of room, say: soon, then ever later, so as not to fill the log.
 RETRY_FIRST_S: Final = 2.0
 RETRY_MOST_S: Final = 60.0
+# A meta log is written as a whole: one that took t seconds rests 20 t, so that configurations that
+# end one after another cost a twentieth of the time, however many there are.
+REFRESH_REST: Final = 20.0
 # Fewer seeds than these are not worth a merge, unless they are known to be all.
 _SEVERAL: Final = 2
 
@@ -98,6 +102,8 @@ class Groups:
         self._behind: set[str] = set()
         self._changed: set[str] = set()
         self._refreshing: set[str] = set()
+        self._refresh_from: dict[str, float] = {}  # not before that time
+        self._resting: dict[str, float] = {}  # those that wait for it
 
     # --- told ---------------------------------------------------------------------------------
     def began(self, directory: str, seed_id: str, expected: int | None) -> None:
@@ -111,6 +117,11 @@ class Groups:
         group = self._one_less(directory)
         group.ended[seed_id] = state
         group.failures, group.retry_at = 0, 0.0
+        if seed_id == layout.NO_SEED and group.expected is None and len(group.ended) == 1:
+            if self._config.merge != OFF:
+                group.outcome = SINGLE  # nobody spoke of seeds: there is none to wait for
+                self._fall_behind(directory)
+            return
         self._want(directory, group)
 
     def left(self, directory: str) -> None:
@@ -175,12 +186,22 @@ class Groups:
             self._note_whether_final(directory)
         self._happened += len(touched)
         self._forget_old()
-        for folder in sorted(self._behind & self._changed - self._refreshing):
-            if folder not in self._open:
-                self._behind.discard(folder)
-                self._refreshing.add(folder)
-                jobs.append(e.RefreshMeta(folder))
+        return jobs + self._due_meta_logs(now, leaving)
+
+    def _due_meta_logs(self, now: float, leaving: bool) -> list[e.RefreshMeta]:
+        jobs = []
+        looked_at = self._changed | self._resting.keys()
         self._changed.clear()
+        for folder in sorted(looked_at & self._behind - self._refreshing):
+            self._resting.pop(folder, None)
+            if folder in self._open:
+                continue
+            if not leaving and self._refresh_from.get(folder, 0.0) > now:
+                self._resting[folder] = self._refresh_from[folder]
+                continue
+            self._behind.discard(folder)
+            self._refreshing.add(folder)
+            jobs.append(e.RefreshMeta(folder))
         return jobs
 
     def _due_groups(
@@ -206,8 +227,9 @@ class Groups:
 
     def next_due(self) -> float:
         """When something is to be looked at; infinity if nothing is."""
-        touched = (self._pending[each] for each in self._touched if each in self._pending)
-        return min((self._due_at(group, False) for group in touched), default=self._next)
+        touched = [self._pending[each] for each in self._touched if each in self._pending]
+        groups = min((self._due_at(group, False) for group in touched), default=self._next)
+        return min([groups, *self._resting.values()])
 
     def _due_at(self, group: Group, leaving: bool) -> float:
         if group.merging:
@@ -271,9 +293,10 @@ class Groups:
                 group.failures += 1
                 self._want(event.directory, group)
 
-    def refreshed(self, event: e.MetaRefreshed) -> None:
+    def refreshed(self, event: e.MetaRefreshed, now: float) -> None:
         """A meta log is written, or cannot be: then again when something changes."""
         self._refreshing.discard(event.folder)
+        self._refresh_from[event.folder] = now + REFRESH_REST * event.took
         if event.error:
             self._behind.add(event.folder)
         else:
@@ -299,7 +322,7 @@ class Groups:
 
     def at_rest(self, *, leaving: bool) -> bool:
         """Whether nothing is to be merged now or soon.  Args: leaving: as of `due`."""
-        return not (self.at_work or self._changed & self._behind) and all(
+        return not (self.at_work or self._resting or self._changed & self._behind) and all(
             group.outcome == FAILED or (leaving and self._due_at(group, leaving) == _NEVER)
             for group in self._pending.values()
         )

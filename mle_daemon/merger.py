@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import IO, Any, Final
 
 import psutil
@@ -84,6 +85,13 @@ class Merger:
 
     def _do(self, job: Job) -> e.Event:
         """The outcome of a job."""
+        begun = time.monotonic()
+        outcome = self._outcome_of(job)
+        if isinstance(outcome, e.MetaRefreshed):
+            return replace(outcome, took=time.monotonic() - begun)
+        return outcome
+
+    def _outcome_of(self, job: Job) -> e.Event:
         try:
             outcome = _outcome(job, self._ask(_plain(job)))
         except Exception as error:  # whatever it said: this thread must go on

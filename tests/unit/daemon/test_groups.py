@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mle_client import layout
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, ON_FINISH, DaemonConfig
 from mle_daemon.groups import (
@@ -15,6 +16,7 @@ from mle_daemon.groups import (
     INCOMPLETE,
     MERGED,
     MERGING,
+    REFRESH_REST,
     RETRY_FIRST_S,
     RETRY_MOST_S,
     SINGLE,
@@ -206,7 +208,7 @@ def test_an_idle_daemon_waits_for_what_is_to_be_merged_soon() -> None:
     groups.merged(e.GroupMerged(A, 2))
     groups.due(SETTLE, leaving=False)
     assert not groups.at_rest(leaving=False)  # the meta log
-    groups.refreshed(e.MetaRefreshed("/exps"))
+    groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
     groups.due(SETTLE, leaving=False)
     assert groups.at_rest(leaving=False)
 
@@ -296,7 +298,7 @@ def test_a_meta_log_is_refreshed_when_every_configuration_of_its_folder_is_merge
     groups.merged(e.GroupMerged(B, 1))
     assert metas(groups, 0.0) == ["/exps"]
     assert metas(groups, 0.0) == []
-    groups.refreshed(e.MetaRefreshed("/exps"))
+    groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
     assert metas(groups, 1e9) == []
     groups.ended("/exps/other/c", "1", "finished")
     due(groups, 0.0)
@@ -310,15 +312,60 @@ def test_what_is_merged_while_a_meta_log_is_written_is_written_once_more() -> No
     assert metas(groups, 0.0) == ["/exps"]
     merge_now(groups, B)
     assert metas(groups, 0.0) == []
-    groups.refreshed(e.MetaRefreshed("/exps"))
+    groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
     assert metas(groups, 0.0) == ["/exps"]
+
+
+def test_meta_logs_take_a_bounded_share_of_the_time() -> None:
+    groups = groups_of()
+    merge_now(groups, A)
+    assert metas(groups, 100.0) == ["/exps"]
+    groups.refreshed(e.MetaRefreshed("/exps", took=3.0), 103.0)
+    merge_now(groups, B)
+    assert metas(groups, 104.0) == []
+    assert not groups.at_rest(leaving=False)  # a daemon that nobody needs stays for it
+    assert groups.next_due() == 103.0 + 3.0 * REFRESH_REST
+    assert metas(groups, groups.next_due()) == ["/exps"]
+    assert groups.next_due() == NEVER
+
+
+def test_a_daemon_that_leaves_writes_its_meta_logs_at_once() -> None:
+    groups = groups_of()
+    merge_now(groups, A)
+    assert metas(groups, 100.0) == ["/exps"]
+    groups.refreshed(e.MetaRefreshed("/exps", took=3.0), 103.0)
+    merge_now(groups, B)
+    assert metas(groups, 104.0) == []
+    (job,) = groups.due(104.0, leaving=True)
+    assert job == e.RefreshMeta("/exps")
+
+
+def test_a_run_without_a_seed_is_waited_for_by_nobody() -> None:
+    groups = groups_of()
+    run(groups, A, layout.NO_SEED)
+    assert (due(groups, 0.0), groups.next_due()) == ([], NEVER)
+    assert report(groups)["state"] == SINGLE
+    groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
+    assert groups.at_rest(leaving=False)
+
+
+def test_a_run_without_a_seed_is_in_the_meta_log() -> None:
+    groups = groups_of()
+    run(groups, A, layout.NO_SEED)
+    assert metas(groups, 0.0) == ["/exps"]
+
+
+def test_runs_without_a_seed_that_were_said_to_be_several_are_merged() -> None:
+    groups = groups_of()
+    run(groups, A, layout.NO_SEED, f"{layout.NO_SEED}_dup2", expected=2)
+    assert due(groups, 0.0) == [(A, 2)]
 
 
 def test_a_meta_log_that_could_not_be_written_is_tried_again_when_something_ends() -> None:
     groups = groups_of()
     merge_now(groups, A)
     assert metas(groups, 0.0) == ["/exps"]
-    groups.refreshed(e.MetaRefreshed("/exps", "no room"))
+    groups.refreshed(e.MetaRefreshed("/exps", "no room"), 0.0)
     for now in (0.0, 1e9):
         assert metas(groups, now) == []  # no spinning
     assert groups.at_rest(leaving=False)
@@ -362,7 +409,7 @@ def test_a_group_is_in_the_journal_from_the_end_of_a_run_until_all_of_it_is_merg
     assert groups.pending() == {}
     assert metas(groups, 0.0) == ["/exps"]
     assert groups.pending() == {A: 1}  # a kill would leave the meta log behind
-    groups.refreshed(e.MetaRefreshed("/exps"))
+    groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
     assert groups.pending() == {}
 
 
@@ -383,7 +430,7 @@ def test_old_groups_are_forgotten_but_none_that_something_is_to_be_done_for() ->
         run(groups, directory, "1", expected=1)
         due(groups, 0.0)
         groups.merged(e.GroupMerged(directory, 1))
-        groups.refreshed(e.MetaRefreshed("/exps"))
+        groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
         assert len(groups.reports()) <= 6
     names = [line["directory"] for line in groups.reports()]
     assert {"/exps/live", "/exps/waiting", "/exps/49"} <= set(names)
