@@ -164,7 +164,7 @@ class _Block:
             results[name][part] = result
 
 
-# --- sorted values, the seeds last; they are overwritten -------------------------------------------
+# --- sorted values, the seeds last; they are overwritten ------------------------------------------
 _Summarised: TypeAlias = "tuple[Any, ...]"  # n, and the values of NAMES; one a step
 
 
