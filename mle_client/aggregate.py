@@ -57,6 +57,7 @@ def _aggregated(runs: dict[str, RunLog], each: Each) -> tuple[Mapping[str, AttrD
     """Groups and facts of an aggregate.  What is unread in them keeps only what it needs."""
     _warn_of_differences(runs)
     seeds = list(runs.values())
+    metas = [seed.meta for seed in seeds]
     ticks = max(seed.ticks for seed in seeds)
     columns = {
         (group, key): _Columns([_column(seed, group, key) for seed in seeds], ticks, longest)
@@ -64,8 +65,7 @@ def _aggregated(runs: dict[str, RunLog], each: Each) -> tuple[Mapping[str, AttrD
         for key in _names(seeds, group)
     }
     meta = LazyDict(
-        (key, Deferred(partial(_meta_value, [seed.meta for seed in seeds], key)))
-        for key in _names(seeds, "meta")
+        (key, Deferred(partial(_meta_value, metas, key))) for key in _names(seeds, "meta")
     )
     meta["seeds"] = [seed_number(name) for name in runs]
     groups = {

@@ -92,19 +92,14 @@ class OpenLog:
         Raises:
             EOFError: there are not so many.
         """
-        descriptor = self._descriptor
-        if descriptor is not None:
-            data = os.pread(descriptor, size, offset)
-        else:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self._check(descriptor)
-                data = os.pread(descriptor, size, offset)
-            finally:
-                os.close(descriptor)
-        if len(data) != size:
-            raise EOFError(f"it ends before byte {offset + size}")
-        return data
+        if self._descriptor is not None:
+            return _pread(self._descriptor, size, offset)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._check(descriptor)
+            return _pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
 
     def rest(self) -> None:
         """Let HDF5 close the file until it is needed again."""
@@ -178,6 +173,16 @@ def _open_hdf5(path: str) -> Any:
         if "lock" not in str(error):
             raise
         return h5py.File(path, "r", locking=False)
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:  # the system gives no more than 2 GiB at a time
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise EOFError(f"it ends before byte {offset + size}")
+        data += more
+    return data
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -191,16 +191,16 @@ def read_piece(file: OpenLog, storage: Storage, number: int, target: Array, star
     while used and used[-1] == h5z.FILTER_DEFLATE:
         used.pop()
         data = zlib.decompress(data, bufsize=storage.piece_rows * row_bytes)
-    bytes_ = np.frombuffer(data, np.uint8)
-    if len(bytes_) != storage.piece_rows * row_bytes or len(used) > 1:
-        raise ValueError(f"a chunk of {len(bytes_)} bytes instead of {piece.size}")
+    plain = np.frombuffer(data, np.uint8)
+    if len(plain) != storage.piece_rows * row_bytes or len(used) > 1:
+        raise ValueError(f"a chunk of {len(plain)} bytes, not {storage.piece_rows * row_bytes}")
     here = slice((begin - first) * storage.values_a_row, (end - first) * storage.values_a_row)
     if used:  # shuffled: the first bytes of all values, then the second ones, …
-        planes, values = bytes_.reshape(size, -1), into.reshape(-1, size)
+        planes, values = plain.reshape(size, -1), into.reshape(-1, size)
         for i in range(size):
             values[:, i] = planes[i, here]
     else:
-        into[:] = bytes_[here.start * size : here.stop * size]
+        into[:] = plain[here.start * size : here.stop * size]
 
 
 def read_into(file: OpenLog, path: bytes, storage: Storage, target: Array, start: int) -> None:

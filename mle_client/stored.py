@@ -182,8 +182,10 @@ class StoredColumn(_Dataset, Unread):
         if isinstance(found, Storage):
             with self._file.reading():
                 read_into(self._file, self._path, found, target, start)
-        else:
-            target[...] = found[start : start + len(target)]
+            return
+        target[...] = found[start : start + len(target)]
+        if start + len(target) == len(found):
+            self._found = None  # of many seeds they would add up; who wants them again reads again
 
     def _read_text(self, start: int, stop: int) -> Array:
         """Text of some rows, or up to the end."""

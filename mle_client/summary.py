@@ -164,7 +164,7 @@ class _Block:
             results[name][part] = result
 
 
-# --- sorted values, the seeds last ----------------------------------------------------------------
+# --- sorted values, the seeds last; they are overwritten ------------------------------------------
 _Summarised: TypeAlias = "tuple[Any, ...]"  # n, and the values of NAMES; one a step
 
 
@@ -187,7 +187,7 @@ def _summarise_whole(steps: Array) -> _Summarised:
     low = steps[:, below].astype(np.float64)
     high = steps[:, np.minimum(below + 1, n - 1)].astype(np.float64)
     percentiles = _between(low, high, position - below)
-    values = steps.astype(np.float64)
+    values = steps.astype(np.float64, copy=False)  # nobody needs the steps any more
     mean = _sums(values) / n
     values -= mean[:, np.newaxis]
     return n, mean, _deviation(values, n), *percentiles.T
@@ -203,7 +203,7 @@ def _summarise_ragged(steps: Array, n: npt.NDArray[np.intp]) -> _Summarised:
     percentiles = _between(low, high, position - below)
     missing = np.arange(steps.shape[-1]) >= n[:, np.newaxis]
     divisor = np.where(n == 0, np.nan, n)
-    values = steps.astype(np.float64)
+    values = steps.astype(np.float64, copy=False)
     values[missing] = 0.0
     mean = _sums(values) / divisor
     values -= mean[:, np.newaxis]

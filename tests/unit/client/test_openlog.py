@@ -174,6 +174,16 @@ def test_bytes_that_are_not_there_are_an_error(path: str) -> None:
         log.read(os.path.getsize(path), 1)
 
 
+def test_bytes_that_the_system_gives_in_parts_are_put_together(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = OpenLog(path, hold=True)
+    expected, pread = log.read(0, 1000), os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, min(size, 300), at))
+    assert log.read(0, 1000) == expected
+    assert len(expected) == 1000
+
+
 def test_errors_that_say_enough_are_left_as_they_are(path: str) -> None:
     log = OpenLog(path, hold=False)
     for error in (LogDamaged("a", "why"), LogNotFound("a", "why"), OSError(errno.EIO, "disk")):

@@ -302,6 +302,18 @@ def test_what_a_column_is_needs_no_decompressing(
     assert (len(column), column.shape, column.dtype) == (50, (50,), np.float32)
 
 
+def test_a_small_column_that_was_read_in_blocks_is_not_kept(path: str) -> None:
+    store(path, np.arange(50.0))
+    column = column_of(path)
+    assert len(column) == 50  # by which it is read
+    for _ in range(2):
+        assert rows_of(column, 0, 30).tolist() == list(range(30))
+        assert column._found is not None
+        assert rows_of(column, 30, 50).tolist() == list(range(30, 50))
+        assert column._found is None
+    assert column.load().tolist() == list(range(50))
+
+
 def test_loading_a_column_also_reads_at_which_updates_it_was_logged(path: str) -> None:
     store(path, np.arange(3.0))
     rows = Once(Deferred(lambda: calls.append("rows") or np.arange(3)))
