@@ -107,17 +107,30 @@ def write_copies(
     else:
         files.write_all(fd, empty_image())
     files.reserve(fd, os.fstat(fd).st_size + _room(copies))
-    sink = _Sink(fd, path)
-    target = _opened(sink)
     failed: list[tuple[Copy, str]] = []
-    try:
+    with _editing(fd, path) as (target, sink):
         for _, group in itertools.groupby(copies, lambda copy: copy.source):
             failed += _copy_all(list(group), target, on_copied)
             sink.check()
-    finally:
-        target.close()
-    sink.check()
     return failed
+
+
+@contextmanager
+def _editing(fd: int, path: str) -> Iterator[tuple[Id, _Sink]]:
+    """A file to write to, by its descriptor.  Args, Raises: as of `write_copies`."""
+    sink = _Sink(fd, path)
+    try:
+        target = _opened(sink)
+        try:
+            yield target, sink
+        finally:
+            target.close()
+    except UNREADABLE as error:
+        sink.check()
+        if isinstance(error, OSError):
+            raise
+        raise OSError(errno.EIO, said(error), path) from error
+    sink.check()
 
 
 def _opened(sink: _Sink) -> Id:
@@ -134,7 +147,7 @@ class _Sink:
     """A file as HDF5 is to see it: one that takes everything.
 
     HDF5 does not get over a write that fails: it keeps the file open, and tries again until the
-    interpreter ends, which may crash then.  So an error is kept here.
+    interpreter ends, which may crash then.  So an error is kept here, and ^C, too.
 
     Args:
         fd: a descriptor of the file.
@@ -145,12 +158,20 @@ class _Sink:
         self._fd = fd
         self._path = path
         self._at = 0
-        self._code = 0  # of the first error
+        self._error: BaseException | None = None  # the first one
 
     def check(self) -> None:
         """Raise what went wrong, if anything did."""
-        if self._code:
-            raise OSError(self._code, os.strerror(self._code), self._path)
+        match self._error:
+            case None:
+                return
+            case OSError(errno=code):
+                raise OSError(code or errno.EIO, os.strerror(code or errno.EIO), self._path)
+            case error:
+                raise error
+
+    def _keep(self, error: BaseException) -> None:
+        self._error = self._error or error.with_traceback(None)
 
     # --- called by HDF5 ---------------------------------------------------------------------------
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -165,7 +186,11 @@ class _Sink:
     def readinto(self, buffer: memoryview) -> int:
         """Read bytes; zeros where the file has none."""
         room = memoryview(buffer)
-        done = os.preadv(self._fd, [room], self._at)
+        done = 0
+        try:
+            done = os.preadv(self._fd, [room], self._at)
+        except BaseException as error:
+            self._keep(error)
         room[done:] = bytes(len(room) - done)
         return len(room)
 
@@ -176,16 +201,16 @@ class _Sink:
             while rest:
                 done = os.pwrite(self._fd, rest, at)
                 rest, at = rest[done:], at + done
-        except OSError as error:
-            self._code = self._code or error.errno or errno.EIO
+        except BaseException as error:
+            self._keep(error)
         return len(data)
 
     def truncate(self, size: int) -> int:
         """Let the file end somewhere."""
         try:
             os.ftruncate(self._fd, size)
-        except OSError as error:
-            self._code = self._code or error.errno or errno.EIO
+        except BaseException as error:
+            self._keep(error)
         return size
 
     def flush(self) -> None:

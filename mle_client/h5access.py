@@ -28,6 +28,7 @@ UNREADABLE: Final = (
 )
 ADVICE: Final = "restore it from a copy, or move it out of the folder"
 _IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
+_ATTEMPTS: Final = 10  # of opening a file that is replaced meanwhile
 _ERRNO: Final = re.compile(r"errno = (\d+)")  # in the texts of HDF5
 
 _image_numbers = itertools.count()  # HDF5 takes two images of one name for one file
@@ -106,19 +107,7 @@ def reading(path: str) -> Iterator[tuple[Id, int]]:
         OSError: the system refuses to open it.
     """
     with ExitStack() as stack:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
-            stack.callback(os.close, fd)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise LogDamaged(path, "it is a folder, or a device: move it away")
-            # By its descriptor: the name may lead to another file by now.
-            file = _open(f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else path)
-        except FileNotFoundError as error:
-            raise LogNotFound(path, "there is no such file") from error
-        except OSError as error:
-            if code := system_error(error):
-                raise OSError(code, os.strerror(code), path) from error
-            raise LogDamaged(path, f"not a readable HDF5 file ({error}); {ADVICE}") from error
+        file, fd = _opened(path, stack)
         stack.callback(file.close)
         try:
             yield file, fd
@@ -130,6 +119,28 @@ def reading(path: str) -> Iterator[tuple[Id, int]]:
             if code := system_error(error):
                 raise OSError(code, os.strerror(code), path) from error
             raise LogDamaged(path, f"it cannot be read: {said(error)}; {ADVICE}") from error
+
+
+def _opened(path: str, stack: ExitStack) -> tuple[Id, int]:
+    """Open a file, and have its descriptor closed.  Raises: as of `reading`."""
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
+        except FileNotFoundError as error:
+            raise LogNotFound(path, "there is no such file") from error
+        stack.callback(os.close, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise LogDamaged(path, "it is a folder, or a device: move it away")
+        try:
+            # By its descriptor: the name may lead to another file by now.
+            return _open(f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else path), fd
+        except OSError as error:
+            if not os.fstat(fd).st_nlink:
+                continue  # it was replaced, and HDF5 opens no file that has no name any more
+            if code := system_error(error):
+                raise OSError(code, os.strerror(code), path) from error
+            raise LogDamaged(path, f"not a readable HDF5 file ({error}); {ADVICE}") from error
+    raise LogNotFound(path, "it is replaced all the time")
 
 
 def _open(name: str) -> Id:

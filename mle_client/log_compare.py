@@ -19,7 +19,6 @@ from mle_client.group_copies import Copy, reading_source
 from mle_client.h5access import (
     UNREADABLE,
     Id,
-    attribute,
     datasets,
     decoded,
     encoded,
@@ -189,8 +188,7 @@ def _begins_with(column: Id, start: Id) -> bool:
         return False
     if column.shape and column.shape[0] < start.shape[0]:
         return False
-    escaped = [attribute(each, layout.STRING_ATTR) is not None for each in (start, column)]
-    return all(_are_equal(*values, *escaped) for values in _blocks(start, column))
+    return all(_are_equal(*values) for values in _blocks(start, column))
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -207,25 +205,19 @@ def _blocks(one: Id, other: Id) -> Iterator[tuple[Any, Any]]:
         yield here[part], there[part]
 
 
-def _are_equal(one: Any, other: Any, one_escaped: bool, other_escaped: bool) -> bool:
+def _are_equal(one: Any, other: Any) -> bool:
     """Whether values are the same, in whatever types; NaN is NaN.
 
-    Args:
-        one_escaped, other_escaped: texts have C0 80 for NUL.
+    Texts are compared as they are stored: two bytes that stand for a NUL stand for nothing else.
     """
     a, b = np.asarray(one), np.asarray(other)
     if a.shape != b.shape:
         return False
     if a.dtype.kind in "SO" or b.dtype.kind in "SO":
-        return _plain(a, one_escaped) == _plain(b, other_escaped)
+        return _comparable(a) == _comparable(b)
     if a.dtype != b.dtype and a.dtype.kind in "iuf" and b.dtype.kind in "iuf":
         a, b = a.astype(np.longdouble), b.astype(np.longdouble)  # a double rounds large integers
     return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
-
-
-def _plain(values: Any, escaped: bool) -> list[Any]:
-    found = _comparable(values)
-    return [text.replace(b"\xc0\x80", b"\0") for text in found] if escaped else found
 
 
 def _are_identical(one: Any, other: Any) -> bool:

@@ -187,6 +187,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
+def test_merging_on_a_disk_that_is_read_only_says_so(small_disk: Path) -> None:
+    exp = small_disk / "exp"
+    for seed in ("seed_1", "seed_2"):
+        write_log(exp, seed, [1.0])
+    before = everything(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(MergeFailed, match="Read-only file system: make the folder writable"):
+        merge_group(str(exp))
+    assert everything(small_disk) == before
+
+
 def test_merging_on_a_disk_that_is_full_says_so_and_goes_on_when_there_is_room(
     small_disk: Path,
 ) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,32 +269,27 @@ def test_a_child_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path) -> None
 
 
 def test_several_folders_are_locked_in_one_order_so_that_none_waits_for_the_other(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = tmp_path / "a", tmp_path / "b"
-    one.mkdir()
-    other.mkdir()
-    inside = threading.Semaphore(0)
-    failures: list[BaseException] = []
+    folders = [str(tmp_path / name) for name in "abc"]
+    for folder in folders:
+        os.mkdir(folder)
+    locked: list[str] = []
+    real = fcntl.flock
 
-    def work(*folders: Path) -> None:
-        try:
-            for _ in range(50):
-                with files.locked(*map(str, folders), timeout=20):
-                    assert inside.acquire(blocking=False) is False
-                    inside.release()
-                    assert inside.acquire(blocking=False)
-        except BaseException as error:
-            failures.append(error)
+    def flock(fd: int, how: int) -> None:
+        if how & fcntl.LOCK_EX:
+            locked.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd, how)
 
-    threads = [
-        threading.Thread(target=work, args=folders) for folders in ((one, other), (other, one))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    monkeypatch.setattr(fcntl, "flock", flock)
+    orders = set()
+    for given in itertools.permutations(folders):
+        locked.clear()
+        with files.locked(*given, timeout=0):
+            orders.add(tuple(locked))
+    assert len(orders) == 1
+    assert sorted(*orders) == folders
 
 
 def test_a_folder_by_two_names_is_locked_once(tmp_path: Path) -> None:

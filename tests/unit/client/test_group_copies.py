@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -195,6 +196,25 @@ def test_a_write_that_fails_is_told_as_the_system_says_it_and_leaves_nothing_ope
         assert not (tmp_path / "new").exists()
     assert open_files() == before
     assert write(tmp_path / "new", copies) == []
+
+
+@pytest.mark.parametrize("name", ["pwrite", "ftruncate", "preadv"])
+def test_an_interruption_waits_until_hdf5_is_through(tmp_path: Path, name: str) -> None:
+    copies = sources(tmp_path)
+    real, calls = getattr(os, name), itertools.count()
+
+    def interrupt(*arguments: Any) -> Any:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    before = open_files()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "new", copies)
+    assert open_files() == before
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["write", "posix_fallocate", "ftruncate", "copy_file_range"])

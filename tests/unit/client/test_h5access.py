@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -67,12 +68,50 @@ def test_a_file_that_the_system_refuses_is_not_called_damaged(
         pass
 
 
-def test_a_file_is_what_it_was_when_it_was_opened(path: str, tmp_path: Path) -> None:
-    (tmp_path / "new").write_bytes(b"something else")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="files are opened by name here")
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_file_that_is_replaced_while_it_is_opened_is_no_damaged_one(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool
+) -> None:
+    shutil.copy(path, tmp_path / "new")
+    with h5py.File(tmp_path / "new", "a") as file:
+        file["later"] = 1
+    real, opened = h5access._open, []
+
+    def open_(name: str) -> object:
+        opened.append(name)
+        if len(opened) == 1:
+            if renamed:
+                os.rename(path, tmp_path / "elsewhere")
+            os.replace(tmp_path / "new", path)
+        return real(name)
+
+    before = open_files()
+    monkeypatch.setattr(h5access, "_open", open_)
     with h5access.reading(path) as (file, fd):
-        os.replace(tmp_path / "new", path)
-        assert b"a" in h5g.open(file, b"/")
-        assert os.pread(fd, 8, 0) == b"\x89HDF\r\n\x1a\n"
+        # One that has another name can still be read; of one that has none, the successor is.
+        assert (b"later" in h5g.open(file, b"/")) is not renamed
+        assert os.path.samestat(os.fstat(fd), os.stat(tmp_path / "elsewhere" if renamed else path))
+    assert open_files() == before
+
+
+def test_a_file_that_is_replaced_all_the_time_or_goes_away_is_given_up(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path(path).read_bytes()
+    monkeypatch.setattr(h5access, "_ATTEMPTS", 3)
+    for stays in (True, False):
+        Path(path).write_bytes(content)
+
+        def open_(name: str, stays: bool = stays) -> None:
+            os.unlink(path)
+            if stays:
+                Path(path).write_bytes(content)
+            raise OSError("can't retrieve real path for file")
+
+        monkeypatch.setattr(h5access, "_open", open_)
+        with pytest.raises(LogNotFound), h5access.reading(path):
+            pass
 
 
 def test_a_file_whose_lock_cannot_be_had_is_read_all_the_same(

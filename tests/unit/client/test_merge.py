@@ -174,8 +174,9 @@ def test_configurations_are_found_by_the_names_of_their_folders_at_any_depth(
 
 def test_a_configuration_may_be_given_as_a_path_below(sweep: Path) -> None:
     for given in (["deep/c", "a"], ["./deep/c/", "a/"]):
-        merge_config_logs(sweep, given)
+        report = merge_config_logs(sweep, given)
         assert sorted(losses(sweep / "meta_log.hdf5")) == ["a/seed_1", "deep/c/seed_1"]
+        assert (sorted(report.seeds), report.put_aside) == (["a/seed_1", "deep/c/seed_1"], ())
 
 
 def test_a_name_that_is_unknown_or_not_clear_is_refused(sweep: Path) -> None:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mle_client import files, layout, log_compare, merged_file
+from mle_client import files, h5access, layout, log_compare, merged_file
 from mle_client.errors import (
     LogDamaged,
     LogNotFound,
@@ -471,6 +471,7 @@ def interfering(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, act: Any
 
 
 MOMENTS = [
+    (h5access, "_open"),
     (merged_file, "plan_merge"),
     (merged_file, "write_file"),
     (log_compare, "differences"),
@@ -510,7 +511,7 @@ def test_logs_that_go_away_meanwhile_are_no_failure(
     assert names(exp) == ["log.hdf5"]
 
 
-@pytest.mark.parametrize(("where", "name"), MOMENTS[:3])
+@pytest.mark.parametrize(("where", "name"), MOMENTS[:4])
 def test_a_run_that_goes_on_while_it_is_merged_is_merged_as_it_was_at_some_moment(
     exp: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
 ) -> None:
