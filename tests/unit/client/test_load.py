@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from h5py import h5f
 
 from mle_client import aggregate, discovery, layout, openlog, reader, stored
 from mle_client.errors import LogDamaged, LogNotFound
@@ -578,3 +579,14 @@ def test_a_log_that_may_not_be_read_is_named_with_what_to_do(tmp_path, monkeypat
     monkeypatch.setattr(h5py, "File", refuse)  # root may read everything
     with pytest.raises(PermissionError, match=r"may not read it: ask its owner.*log_seed_1\.hdf5"):
         load_log(tmp_path)
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_hdf5_has_no_log_of_a_single_run_open_when_it_was_loaded(tmp_path, aggregated) -> None:
+    write_seeds(tmp_path, 3)
+    log = load_log(tmp_path, aggregate_seeds=aggregated)
+    assert h5f.get_obj_count(h5f.OBJ_ALL, h5f.OBJ_FILE) == 0
+    with h5py.File(tmp_path / "logs/log_seed_1.hdf5", "r+") as file:  # others may even write
+        file["new"] = 1
+    assert len(log.eval.stats.loss.n if aggregated else log.seed_2.stats.loss) == 2

@@ -117,10 +117,16 @@ def test_blocks_in_a_row_are_the_column(
 
 
 @pytest.mark.usefixtures("nothing_is_small")
-def test_only_whole_rows_in_a_chunk_are_read_without_hdf5(path: str) -> None:
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("chunks", [(4, 3), (4, 9)], ids=["parts of rows", "wider than rows"])
+def test_only_whole_rows_in_a_chunk_are_read_without_hdf5(
+    path: str, chunks: tuple[int, ...], compression: str | None
+) -> None:
     values = np.arange(60.0).reshape(10, 6)
     with h5py.File(path, "w") as file:
-        file.create_dataset("x", data=values, chunks=(4, 3), compression="gzip")
+        file.create_dataset(
+            "x", data=values, chunks=chunks, maxshape=(None, None), compression=compression
+        )
     column = column_of(path)
     assert pieces_of(column) is None
     assert rows_of(column, 3, 7).tolist() == values[3:7].tolist()
