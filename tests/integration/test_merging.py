@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import psutil
 import pytest
 
@@ -431,6 +432,36 @@ def test_merging_by_hand_beside_a_daemon_takes_what_it_has_and_leaves_it_what_go
             assert merged(exp) == {"seed_1": [1.0], "seed_3": [3.0]}
     assert merged(exp) == {"seed_1": [1.0], "seed_2": [0.0, 1.0, 2.0, 3.0, 4.0], "seed_3": [3.0]}
     assert names(exp) == ["log.hdf5"]
+
+
+MEASURES = """
+import sys
+import h5py, psutil
+from mle_client.merge import merge_group
+process = psutil.Process()
+before = process.memory_info().rss
+merge_group(sys.argv[1])
+import resource
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.long
+def test_many_large_seeds_are_merged_in_little_memory(exp: Path) -> None:
+    logs = exp / "logs"
+    logs.mkdir(parents=True)
+    numbers = np.random.default_rng(0).random(64_000)
+    for i in range(200):
+        with h5py.File(logs / f"log_seed_{i}.hdf5", "w") as file:
+            file[f"seed_{i}/stats/loss"] = numbers + i  # 0.5 MB
+            file[f"seed_{i}/time/num_updates"] = np.arange(1, 64_001)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURES, str(exp)],
+        capture_output=True, text=True, env=daemons.environment(), check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 64 * 2**20
+    assert names(exp) == ["log.hdf5"]
+    assert os.path.getsize(logs / "log.hdf5") > 200e6
 
 
 # --- by user code ---------------------------------------------------------------------------------
