@@ -211,9 +211,16 @@ def test_one_that_has_nothing_else_to_do_waits_for_no_further_seed() -> None:
     groups.refreshed(e.MetaRefreshed("/exps"))
     groups.due(1.0, leaving=False)
     assert not groups.at_work
-    assert not groups.hurry()
     run(groups, A, "3")
     assert due(groups, 1.0) == []  # it was meant for that one time
+
+
+def test_there_is_no_hurry_where_nothing_waits() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.merged(e.GroupMerged(A, 1))
+    assert not groups.hurry()
 
 
 @pytest.mark.parametrize("retry", [False, True])
