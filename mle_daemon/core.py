@@ -162,8 +162,8 @@ class Core:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: the daemon may leave."""
-        return not self.runs and not self._intake.staged and self._groups.at_rest(leaving=False)
+        """Whether there is nothing to do, but perhaps seeds to be merged if no other one comes."""
+        return not self.runs and not self._intake.staged and not self._groups.at_work
 
     @property
     def is_empty(self) -> bool:
@@ -284,6 +284,8 @@ class Core:
             self._maybe_leave(self.stopping)
 
     def _stop_asked(self, event: e.StopAsked) -> None:
+        if event.idle and self._groups.hurry():
+            return  # it is asked again when these are merged; until then clients may come
         self.stopping = event if self.stopping is None else self.stopping
         if event.client != e.NOBODY:
             self._stop_waiters.append(Waiter(event.client, event.token))
@@ -298,7 +300,7 @@ class Core:
 
         Runs that go on are resumed by the next daemon.
         """
-        if self.is_written and self._groups.at_rest(leaving=True):
+        if self.is_written and self._groups.at_rest:
             self._leave(stopping)
 
     def _leave(self, stopping: e.StopAsked) -> None:

@@ -95,6 +95,7 @@ class Groups:
         self._next = _NEVER  # no other one is due before that
         self._last_round: float | None = None  # of merging every so often
         self._happened = 0  # since old groups were looked for
+        self._hurried = False
         # By folder of configurations: those that have no final merged file; whether the meta log is
         # behind; of these folders the ones to look at again since something has changed in them;
         # and whether the meta log is being written.
@@ -173,6 +174,8 @@ class Groups:
         Args:
             leaving: the daemon is about to leave: no further run is waited for.
         """
+        leaving = leaving or self._hurried
+        self._hurried = False
         touched = list(self._touched)
         self._touched.clear()
         everything = leaving or self._next <= now
@@ -317,15 +320,29 @@ class Groups:
     # --- looking ------------------------------------------------------------------------------
     @property
     def at_work(self) -> bool:
-        """Whether something is being merged."""
-        return bool(self._refreshing) or any(group.merging for group in self._groups.values())
-
-    def at_rest(self, *, leaving: bool) -> bool:
-        """Whether nothing is to be merged now or soon.  Args: leaving: as of `due`."""
-        return not (self.at_work or self._resting or self._changed & self._behind) and all(
-            group.outcome == FAILED or (leaving and self._due_at(group, leaving) == _NEVER)
-            for group in self._pending.values()
+        """Whether something is being merged, or is about to be."""
+        return (
+            bool(self._refreshing)
+            or bool(self._changed & self._behind)
+            or any(group.merging for group in self._groups.values())
         )
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is left that could be merged now, if no further run were waited for."""
+        return not (self.at_work or self._waits())
+
+    def hurry(self) -> bool:
+        """Wait for no further run in the next round.  Returns: whether that makes a difference."""
+        self._hurried = self._waits()
+        return self._hurried
+
+    def _waits(self) -> bool:
+        """Whether there is something to merge that waits only for more of its kind."""
+        return bool(self._resting) or any(map(self._could_be_merged, self._pending.values()))
+
+    def _could_be_merged(self, group: Group) -> bool:
+        return not group.failures and self._due_at(group, True) < _NEVER
 
     def pending(self) -> dict[str, int | None]:
         """What the journal keeps of the groups that are to be merged: {directory: expected}."""

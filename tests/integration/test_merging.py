@@ -183,8 +183,8 @@ def test_a_daemon_that_a_logger_started_merges_and_then_leaves(
 ) -> None:
     monkeypatch.setenv("MLE_MERGE", "on-finish")
     for seed in (1, 2):
-        log(exp, seed, [float(seed)], num_seeds=2)
-    daemons.wait_until_gone(exp)
+        log(exp, seed, [float(seed)])
+    daemons.wait_until_gone(exp, timeout=25)  # sooner than further seeds are waited for
     assert merged(exp) == {"seed_1": [1.0], "seed_2": [2.0]}
     assert not (exp / "meta_log.hdf5").exists()
 

@@ -69,9 +69,34 @@ def test_the_daemon_wakes_up_for_seeds_whose_number_nobody_said(rig: Rig) -> Non
     end(rig, seed("1"), seed("2"))
     assert rig.merges == []
     assert rig.core.next_due() == rig.now + rig.config.merge_settle_s
-    assert not rig.core.idle
     rig.tick(rig.config.merge_settle_s)
     assert rig.merge() == [EXP]
+
+
+def test_an_idle_daemon_merges_before_it_leaves_and_takes_clients_meanwhile(rig: Rig) -> None:
+    end(rig, seed("1"), seed("2"))
+    assert rig.core.idle
+    rig.deliver(e.StopAsked(idle=True))
+    rig.tick()
+    assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+    assert (rig.left, rig.core.stopping, rig.core.idle) == (None, None, False)
+    rig.take(ANNA, seed("3").log(1).data())
+    assert not any(isinstance(answer, m.Leaving) for answer in rig.answers(ANNA))
+    rig.merge()
+    rig.merge()
+    assert not rig.core.idle  # "3" goes on
+
+
+def test_an_idle_daemon_leaves_when_it_has_merged(rig: Rig) -> None:
+    end(rig, seed("1"), seed("2"))
+    for _ in range(2):
+        rig.deliver(e.StopAsked(idle=True))
+        rig.tick()
+        rig.merge()
+        rig.merge()
+    rig.tick()
+    assert rig.left == e.Leave(asked=False)
+    assert rig.core.is_empty
 
 
 def test_a_crashed_seed_counts(rig: Rig) -> None:

@@ -99,7 +99,7 @@ def test_where_none_runs_the_files_are_looked_at_for_seeds_of_earlier_daemons() 
     groups.not_merged(e.GroupNotMerged(A, "2 of 3", too_few=True), 0.0)
     assert report(groups)["state"] == INCOMPLETE
     assert due(groups, 1e9) == []
-    assert groups.at_rest(leaving=False)
+    assert groups.at_rest
     run(groups, A, "2", expected=3)
     assert due(groups, 1e9) == [(A, 3)]
 
@@ -177,7 +177,7 @@ def test_nothing_is_merged_where_nothing_is_to_be() -> None:
     run(groups, A, "1", "2", expected=2)
     groups.restore(B, 2)
     assert (due(groups, 1e9), due(groups, 1e9, leaving=True)) == ([], [])
-    assert (groups.next_due(), groups.pending(), groups.at_rest(leaving=False)) == (NEVER, {}, True)
+    assert (groups.next_due(), groups.pending(), groups.at_rest) == (NEVER, {}, True)
     assert report(groups)["state"] == OFF
 
 
@@ -188,29 +188,66 @@ def test_one_that_leaves_merges_what_has_ended_and_waits_for_that() -> None:
     run(groups, B, "1", expected=2)
     groups.began("/exps/c", "1", None)
     run(groups, "/exps/c", "2", "3")
-    assert not groups.at_rest(leaving=True)
+    assert not groups.at_rest
     assert due(groups, 0.0, leaving=True) == [(A, 2), (B, 2)]
-    assert not groups.at_rest(leaving=True)
+    assert not groups.at_rest
     groups.merged(e.GroupMerged(A, 2))
     groups.not_merged(e.GroupNotMerged(B, "1 of 2", too_few=True), 0.0)
     due(groups, 0.0, leaving=True)
-    assert groups.at_rest(leaving=True)  # /exps/c has a run that goes on
+    assert groups.at_rest  # /exps/c has a run that goes on
     assert groups.pending() == {"/exps/c": None}
 
 
-def test_an_idle_daemon_waits_for_what_is_to_be_merged_soon() -> None:
+def test_one_that_has_nothing_else_to_do_waits_for_no_further_seed() -> None:
     groups = groups_of()
     run(groups, A, "1", "2")
-    assert not groups.at_rest(leaving=False)
     due(groups, 0.0)
-    assert due(groups, SETTLE) == [(A, 2)]
-    assert not groups.at_rest(leaving=False)
+    assert not groups.at_work  # it may become bored
+    assert groups.hurry()
+    assert due(groups, 1.0) == [(A, 2)]
+    assert groups.at_work
     groups.merged(e.GroupMerged(A, 2))
-    groups.due(SETTLE, leaving=False)
-    assert not groups.at_rest(leaving=False)  # the meta log
-    groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
-    groups.due(SETTLE, leaving=False)
-    assert groups.at_rest(leaving=False)
+    assert groups.at_work  # the meta log is next
+    assert metas(groups, 1.0) == ["/exps"]
+    assert groups.at_work
+    groups.refreshed(e.MetaRefreshed("/exps"), 1.0)
+    groups.due(1.0, leaving=False)
+    assert not groups.at_work
+    run(groups, A, "3")
+    assert due(groups, 1.0) == []  # it was meant for that one time
+
+
+def test_a_meta_log_that_rests_is_written_before_an_idle_daemon_leaves() -> None:
+    groups = groups_of()
+    merge_now(groups, A)
+    assert metas(groups, 0.0) == ["/exps"]
+    groups.refreshed(e.MetaRefreshed("/exps", took=1.0), 0.0)
+    merge_now(groups, B)
+    assert metas(groups, 1.0) == []
+    assert not groups.at_work
+    assert not groups.at_rest
+    assert groups.hurry()
+    assert metas(groups, 1.0) == ["/exps"]
+
+
+def test_there_is_no_hurry_where_nothing_waits() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.merged(e.GroupMerged(A, 1))
+    assert not groups.hurry()
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_what_failed_is_no_reason_to_hurry(retry: bool) -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.not_merged(e.GroupNotMerged(A, "no room", retry=retry), 0.0)
+    groups.due(0.0, leaving=False)
+    assert not groups.hurry()
+    run(groups, A, "2")
+    assert groups.hurry()  # another one has ended since
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -251,7 +288,7 @@ def test_a_merge_that_fails_keeps_no_daemon_from_leaving(retry: bool, leaving: b
     due(groups, 0.0)
     groups.not_merged(e.GroupNotMerged(A, "why", retry=retry), 0.0)
     due(groups, 0.0, leaving=leaving)
-    assert groups.at_rest(leaving=leaving)
+    assert groups.at_rest
     assert groups.pending() == ({A: 1} if retry else {})
     assert (groups.next_due() == NEVER) is not retry
 
@@ -264,7 +301,7 @@ def test_what_was_left_out_of_a_merge_is_told() -> None:
     line = report(groups)
     assert (line["state"], line["merged"], line["why"]) == (FAILED, 1, "log_2.hdf5: damaged")
     assert metas(groups, 0.0) == []
-    assert groups.at_rest(leaving=False)
+    assert groups.at_rest
 
 
 def test_a_group_whose_folder_is_gone_is_forgotten_unless_it_goes_on() -> None:
@@ -323,7 +360,7 @@ def test_meta_logs_take_a_bounded_share_of_the_time() -> None:
     groups.refreshed(e.MetaRefreshed("/exps", took=3.0), 103.0)
     merge_now(groups, B)
     assert metas(groups, 104.0) == []
-    assert not groups.at_rest(leaving=False)  # a daemon that nobody needs stays for it
+    assert not groups.at_rest  # a daemon that nobody needs stays for it
     assert groups.next_due() == 103.0 + 3.0 * REFRESH_REST
     assert metas(groups, groups.next_due()) == ["/exps"]
     assert groups.next_due() == NEVER
@@ -346,7 +383,7 @@ def test_a_run_without_a_seed_is_waited_for_by_nobody() -> None:
     assert (due(groups, 0.0), groups.next_due()) == ([], NEVER)
     assert report(groups)["state"] == SINGLE
     groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
-    assert groups.at_rest(leaving=False)
+    assert groups.at_rest
 
 
 def test_a_run_without_a_seed_is_in_the_meta_log() -> None:
@@ -368,7 +405,7 @@ def test_a_meta_log_that_could_not_be_written_is_tried_again_when_something_ends
     groups.refreshed(e.MetaRefreshed("/exps", "no room"), 0.0)
     for now in (0.0, 1e9):
         assert metas(groups, now) == []  # no spinning
-    assert groups.at_rest(leaving=False)
+    assert groups.at_rest
     groups.began(B, "1", 1)
     groups.left(B)
     assert metas(groups, 0.0) == ["/exps"]
