@@ -5,6 +5,7 @@ Files of ours are such that HDF5 1.10 and later read them.  It knows nothing of 
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TypeAlias
 
+import h5py
 import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5o, h5p, h5s
 
@@ -21,12 +23,12 @@ from mle_client.errors import LogDamaged, LogNotFound
 
 Id: TypeAlias = Any  # of a file, group or dataset in HDF5's own interface; h5py has no types
 
-# What HDF5 and h5py raise where a file is damaged, or no log.
-UNREADABLE: Final = (
-    *(OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError),
-    MemoryError,  # a size that was damaged
-)
+# What HDF5, h5py and we raise where a file is damaged, or no log.
+_DAMAGED: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, EOFError)
+# The same where little is read at a time: what takes too much memory has a size that was damaged.
+UNREADABLE: Final = (*_DAMAGED, MemoryError)
 ADVICE: Final = "restore it from a copy, or move it out of the folder"
+_NOT_ALLOWED: Final = "this user may not read it: ask its owner to allow it, or read it as them"
 _IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
 _ATTEMPTS: Final = 10  # of opening a file that is replaced meanwhile
 _ERRNO: Final = re.compile(r"errno = (\d+)")  # in the texts of HDF5
@@ -78,7 +80,7 @@ def encoded(name: str) -> bytes:
 
 
 def decoded(name: bytes) -> str:
-    """The name of a group or dataset, whatever bytes it has."""
+    """The name of a group or dataset, or a text of ours, whatever bytes it has."""
     return name.decode("utf-8", "surrogateescape")
 
 
@@ -107,45 +109,89 @@ def reading(path: str) -> Iterator[tuple[Id, int]]:
         OSError: the system refuses to open it.
     """
     with ExitStack() as stack:
-        file, fd = _opened(path, stack)
-        stack.callback(file.close)
-        try:
-            yield file, fd
-        except (LogDamaged, LogNotFound):
-            raise  # perhaps of another file that is read meanwhile
-        except UNREADABLE as error:
-            if isinstance(error, OSError) and error.filename:
-                raise
-            if code := system_error(error):
-                raise OSError(code, os.strerror(code), path) from error
-            raise LogDamaged(path, f"it cannot be read: {said(error)}; {ADVICE}") from error
-
-
-def _opened(path: str, stack: ExitStack) -> tuple[Id, int]:
-    """Open a file, and have its descriptor closed.  Raises: as of `reading`."""
-    for _ in range(_ATTEMPTS):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
-        except FileNotFoundError as error:
-            raise LogNotFound(path, "there is no such file") from error
+        file, fd = opened(path)
         stack.callback(os.close, fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise LogDamaged(path, "it is a folder, or a device: move it away")
-        try:
-            # By its descriptor: the name may lead to another file by now.
-            return _open(f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else path), fd
-        except OSError as error:
-            if not os.fstat(fd).st_nlink:
-                continue  # it was replaced, and HDF5 opens no file that has no name any more
-            if code := system_error(error):
-                raise OSError(code, os.strerror(code), path) from error
-            raise LogDamaged(path, f"not a readable HDF5 file ({error}); {ADVICE}") from error
+        stack.callback(close, file)
+        with blaming(path, UNREADABLE):
+            yield file, fd
+
+
+@contextmanager
+def blaming(path: str, errors: tuple[type[Exception], ...] = _DAMAGED) -> Iterator[None]:
+    """Say of an error that it is about a file, and whose fault it is.
+
+    Args:
+        path: of the file that is read inside.
+        errors: those that tell of a file; others, and those that name another file, go through.
+
+    Raises: as of `reading`.
+    """
+    try:
+        yield
+    except (LogDamaged, LogNotFound):
+        raise  # perhaps of another file that is read meanwhile
+    except errors as error:
+        if isinstance(error, OSError) and error.filename not in (None, path):
+            raise
+        raise _blamed(path, error) from error
+
+
+def _blamed(path: str, error: BaseException) -> OSError | LogDamaged | LogNotFound:
+    code = system_error(error)
+    if code == errno.ENOENT:
+        return LogNotFound(path, "there is no such file")
+    # How a network file system says "replaced"; HDF5 does not always give the number.
+    if code == errno.ESTALE or "Stale file handle" in str(error):
+        return LogNotFound(path, "the file was replaced while it was read")
+    if code in (errno.EACCES, errno.EPERM):
+        return PermissionError(code, _NOT_ALLOWED, path)
+    if code:
+        return OSError(code, os.strerror(code), path)
+    return LogDamaged(path, f"not a readable HDF5 file ({said(error)}); {ADVICE}")
+
+
+def opened(path: str) -> tuple[Id, int]:
+    """Open a file to read.  It may be replaced meanwhile.
+
+    Returns:
+        The file as HDF5 has it, and a descriptor of the same file, both for the caller to close.
+
+    Raises: as of `reading`.
+    """
+    for _ in range(_ATTEMPTS):
+        with blaming(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
+        with ExitStack() as stack:
+            stack.callback(os.close, fd)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise LogDamaged(path, "it is a folder, or a device: move it away")
+            with blaming(path):
+                file = _open_if_named(path, fd)
+            if file is not None:
+                stack.pop_all()
+                return file, fd
     raise LogNotFound(path, "it is replaced all the time")
+
+
+def close(file: Id) -> None:
+    """Close a file with all that is open in it."""
+    h5py.File(file).close()
+
+
+def _open_if_named(path: str, fd: int) -> Id | None:
+    """Open a file in HDF5, which opens none that has no name any more: None then."""
+    try:
+        # By its descriptor: the name may lead to another file by now.
+        return _open(f"/proc/self/fd/{fd}" if os.path.isdir("/proc/self/fd") else path)
+    except OSError:
+        if os.fstat(fd).st_nlink:
+            raise
+        return None
 
 
 def _open(name: str) -> Id:
     """A published file never changes, so a lock that cannot be had is no reason to give up."""
-    properties = access()
+    properties = h5p.create(h5p.FILE_ACCESS)  # as h5py's own: the program may have it open, too
     try:
         return h5f.open(encoded(name), h5f.ACC_RDONLY, properties)
     except OSError as error:
@@ -165,20 +211,27 @@ def datasets(group: Id, prefix: str = "") -> Iterator[tuple[str, Id]]:
             yield path, child
 
 
-def attribute(holder: Id, name: str) -> Any:
-    """The value of an attribute, a text as bytes; None if there is none, or none in it.
+def attribute(holder: Id, name: bytes, dtype: type[np.generic] | None = None) -> Any:
+    """The value of an attribute, text as str.
 
     h5py's own `attrs` takes four times as long, and a merge asks thousands of times.
+
+    Args:
+        holder: a group or dataset.
+        dtype: what to read it as; None for what it is stored as, which takes longer.
+
+    Returns:
+        None if there is none, or none with a value.
     """
-    key = name.encode()
-    if not h5a.exists(holder, key):
+    if not h5a.exists(holder, name):
         return None
-    stored = h5a.open(holder, key)
+    stored = h5a.open(holder, name)
     if stored.shape is None:
         return None
-    value = np.empty(stored.shape, stored.dtype)
+    value: np.ndarray[Any, Any] = np.empty(stored.shape, stored.dtype if dtype is None else dtype)
     stored.read(value)
-    return value[()]
+    plain = value[()]
+    return decoded(plain) if isinstance(plain, bytes) else plain
 
 
 def first_value(dataset: Id) -> Any:
@@ -193,5 +246,5 @@ def first_value(dataset: Id) -> Any:
 def text_of(value: Any) -> str | None:
     """A stored text; None of None."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
+        return decoded(value)
     return None if value is None else str(value)

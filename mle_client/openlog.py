@@ -11,21 +11,19 @@ It knows nothing of what is in a file.
 from __future__ import annotations
 
 import collections
-import fcntl
 import io
 import os
 import resource
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import h5py
+from h5py import h5fd
 
-from mle_client.errors import LogDamaged, LogNotFound
+from mle_client import h5access
+from mle_client.errors import LogNotFound
 
-ADVICE: Final = "restore it from a copy, or move it out of the folder"
-_NOT_ALLOWED: Final = "this user may not read it: ask its owner to allow it, or load it as them"
 # Of this process's descriptors: the others are the program's own.
 _DESCRIPTOR_SHARE: Final = 4
 _MOST_DESCRIPTORS: Final = 1024
@@ -61,17 +59,16 @@ class OpenLog:
         self.path = path
         self._descriptor: int | None = None
         self._hdf5: Any = None
-        with self.reading():
-            file = _open_hdf5(path)
-            descriptor = file.id.get_vfd_handle()
-            self._identity = _identity(os.fstat(descriptor))
-            self.plain = file.driver == "sec2" and file.userblock_size == 0
-            if hold and len(_held) < _descriptors_to_hold():
-                self._descriptor = os.dup(descriptor)
-                _held.add(self._descriptor)
-                with suppress(OSError):  # HDF5's lock would last as long as the descriptor
-                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            self._keep(file)
+        file, descriptor = h5access.opened(path)
+        self._identity = _identity(os.fstat(descriptor))
+        on_disk = file.get_access_plist().get_driver() == h5fd.SEC2
+        self.plain = on_disk and not file.get_create_plist().get_userblock()
+        if hold and len(_held) < _descriptors_to_hold():
+            self._descriptor = descriptor
+            _held.add(descriptor)
+        else:
+            os.close(descriptor)
+        self._keep(file)
 
     @property
     def held(self) -> bool:
@@ -84,7 +81,7 @@ class OpenLog:
         if file is None:
             file = self._open_again()
             self._keep(file)
-        return file.id
+        return file
 
     def read(self, offset: int, size: int) -> bytes:
         """Some of its bytes.
@@ -109,7 +106,7 @@ class OpenLog:
         """Let go of the file.  Nothing can be read from then on, if it was held."""
         file, self._hdf5 = self._hdf5, None
         if file is not None:
-            file.close()
+            h5access.close(file)
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             _held.discard(descriptor)
@@ -121,24 +118,9 @@ class OpenLog:
             _held.discard(descriptor)
             os.close(descriptor)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Give an error of what is done inside a name that says whose fault it is."""
-        try:
-            yield
-        except (LogDamaged, LogNotFound):
-            raise
-        except FileNotFoundError as error:
-            raise LogNotFound(self.path, "there is no such file") from error
-        except PermissionError as error:
-            raise PermissionError(error.errno, _NOT_ALLOWED, self.path) from error
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
-            if "Stale file handle" in str(error):  # how a network file system says "replaced"
-                raise LogNotFound(self.path, "the file was replaced while it was read") from error
-            if isinstance(error, OSError) and error.errno:
-                raise  # the file itself may be good
-            why = f"not a readable HDF5 file ({error}); {ADVICE}"
-            raise LogDamaged(self.path, why) from error
+        return h5access.blaming(self.path)
 
     def _keep(self, file: Any) -> None:
         """Keep HDF5's file open, at the cost of the one that was opened longest ago."""
@@ -151,28 +133,21 @@ class OpenLog:
 
     def _open_again(self) -> Any:
         try:
-            file = _open_hdf5(self.path)
-            self._check(file.id.get_vfd_handle())
+            file, descriptor = h5access.opened(self.path)
+            try:
+                self._check(descriptor)
+            finally:
+                os.close(descriptor)
             return file
         except OSError:  # LogNotFound is one, too
             if self._descriptor is None:
                 raise
-        # Its name leads elsewhere by now, and HDF5 opens a file by nothing else.
-        return h5py.File(io.FileIO(self._descriptor, closefd=False), "r")
+        # It may have no name any more, and HDF5 opens a file by nothing else.
+        return h5py.File(io.FileIO(self._descriptor, closefd=False), "r").id
 
     def _check(self, descriptor: int) -> None:
         if _identity(os.fstat(descriptor)) != self._identity:
             raise LogNotFound(self.path, "the file was replaced while it was read: load it again")
-
-
-def _open_hdf5(path: str) -> Any:
-    """A published file never changes, so a lock that cannot be had is no reason to give up."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "lock" not in str(error):
-            raise
-        return h5py.File(path, "r", locking=False)
 
 
 def _pread(descriptor: int, size: int, offset: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from h5py import h5a, h5d, h5g, h5l, h5o
 
@@ -27,6 +27,14 @@ from mle_client.h5access import (
     text_of,
 )
 from mle_client.merge_plan import Member, first_of
+
+_FORMAT: Final = layout.FORMAT_ATTR.encode()
+_STATE: Final = layout.STATE_ATTR.encode()
+_START: Final = layout.START_ATTR.encode()
+_ROWS: Final = layout.ROWS_ATTR.encode()
+_RUN: Final = layout.RUN_ATTR.encode()
+_OVERWRITE: Final = layout.OVERWRITE_ATTR.encode()
+_JSON: Final = layout.JSON_ATTR.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,7 @@ def _groups(parent: Id) -> Iterator[tuple[str, Id]]:
 
 def _is_run(group: Id) -> bool:
     """Whether it holds columns, and not just runs that are named like groups of columns."""
-    if h5a.exists(group, layout.FORMAT_ATTR.encode()):
+    if h5a.exists(group, _FORMAT):
         return True
     inside = [child for name, child in _groups(group) if name in layout.GROUPS]
     return bool(inside) and not any(
@@ -148,18 +156,18 @@ def _is_run(group: Id) -> bool:
 
 
 def _member(path: str, seed: str, group: Id) -> Member:
-    written_as = attribute(group, layout.FORMAT_ATTR)
+    written_as = attribute(group, _FORMAT)
     if written_as is not None and int(written_as) > layout.FILE_FORMAT:
         raise LogDamaged(path, f"layout {written_as} is of a newer release: install that")
-    start, rows = attribute(group, layout.START_ATTR), attribute(group, layout.ROWS_ATTR)
+    start, rows = attribute(group, _START), attribute(group, _ROWS)
     return Member(
         path,
         seed,
         rows=_longest_clock(group) if rows is None else int(rows),
-        run=text_of(attribute(group, layout.RUN_ATTR)) or "",
-        state=text_of(attribute(group, layout.STATE_ATTR)),
+        run=attribute(group, _RUN) or "",
+        state=attribute(group, _STATE),
         start=None if start is None else float(start),
-        overwrites=attribute(group, layout.OVERWRITE_ATTR) is not None,
+        overwrites=attribute(group, _OVERWRITE) is not None,
         config=_config(group),
         kept=_kept(group),
     )
@@ -177,7 +185,7 @@ def _config(group: Id) -> Any:
     if b"meta" not in group or name not in group:
         return None
     dataset = h5d.open(group, name)
-    json_text = text_of(attribute(dataset, layout.JSON_ATTR))
+    json_text = attribute(dataset, _JSON)
     return config_from_text(text_of(first_value(dataset)) or "", json_text or "")
 
 

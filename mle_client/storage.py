@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5s, h5t, h5z
+from h5py import h5d, h5s, h5t, h5z
 
 from mle_client.blocks import Array
 from mle_client.openlog import OpenLog
@@ -250,24 +250,3 @@ def read_all(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
     if values.size:
         dataset.read(h5s.ALL, h5s.ALL, values.reshape(dataset.shape), _MEMORY.get(dtype))
     return values
-
-
-def attribute(holder: Any, name: bytes, dtype: type[np.generic] | None = None) -> Any:
-    """The value of an attribute, text as str.
-
-    Args:
-        holder: id of a group or dataset.
-        dtype: what to read it as; None for what it is stored as, which takes longer.
-
-    Returns:
-        None if there is none, or none with a value.
-    """
-    if not h5a.exists(holder, name):
-        return None
-    found = h5a.open(holder, name)
-    if found.shape is None:
-        return None
-    value: Array = np.empty(found.shape, found.dtype if dtype is None else dtype)
-    found.read(value)
-    plain = value[()]
-    return plain.decode("utf-8", "surrogateescape") if isinstance(plain, bytes) else plain

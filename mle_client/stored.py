@@ -21,12 +21,12 @@ from h5py import h5a, h5d
 from mle_client import layout, parallel
 from mle_client.blocks import Array, one_by_one
 from mle_client.configs import config_from_text
+from mle_client.h5access import attribute
 from mle_client.lazydict import Once, Unread
 from mle_client.openlog import OpenLog
 from mle_client.storage import (
     NOT_AS_DESCRIBED,
     Storage,
-    attribute,
     describe,
     is_plain,
     read_all,

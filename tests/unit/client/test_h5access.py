@@ -64,8 +64,9 @@ def test_a_file_that_the_system_refuses_is_not_called_damaged(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(PermissionError), h5access.reading(path):
-        pass
+    with pytest.raises(PermissionError, match="may not read it: ask its owner") as caught:
+        h5access.opened(path)
+    assert (caught.value.filename, caught.value.errno) == (path, errno.EACCES)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="files are opened by name here")
@@ -114,6 +115,14 @@ def test_a_file_that_is_replaced_all_the_time_or_goes_away_is_given_up(
             pass
 
 
+@pytest.mark.parametrize("options", [{}, {"swmr": True}, {"locking": False}])
+def test_a_file_that_this_program_has_open_can_be_read(path: str, options: dict[str, bool]) -> None:
+    with h5py.File(path, "r", **options) as file:
+        with h5access.reading(path) as (other, _):
+            assert b"a" in h5g.open(other, b"/")
+        assert "a" in file  # which is still good
+
+
 def test_a_file_whose_lock_cannot_be_had_is_read_all_the_same(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +146,9 @@ def test_a_file_whose_lock_cannot_be_had_is_read_all_the_same(
         (MemoryError("8 EiB"), LogDamaged, "8 EiB"),
         (OSError("read failed: errno = 5, error message = 'x'"), OSError, os.strerror(5)),
         (RuntimeError("read failed: errno = 5, error message = 'x'"), OSError, os.strerror(5)),
+        (OSError("read failed (error message = 'Stale file handle')"), LogNotFound, "was replaced"),
         (OSError(errno.ENOSPC, "full", "elsewhere"), OSError, "elsewhere"),
+        (FileNotFoundError(errno.ENOENT, "gone", "elsewhere"), FileNotFoundError, "elsewhere"),
         (LogDamaged("another", "why"), LogDamaged, "another: why"),
         (LogNotFound("another", "gone"), LogNotFound, "another: gone"),
     ],
@@ -180,17 +191,17 @@ def test_all_datasets_with_a_shape_are_found_by_their_paths(path: str) -> None:
     assert found == {"a/b/number": (3,), "a/scalar": ()}
 
 
-def test_attributes_are_values_and_texts_are_bytes(path: str) -> None:
+def test_attributes_are_values_and_texts_are_str(path: str) -> None:
     with h5access.reading(path) as (file, _):
         group = h5g.open(file, b"a")
         found = {
-            name: h5access.attribute(group, name)
+            name: h5access.attribute(group, name.encode())
             for name in ("number", "text", "raw", "none", "missing")
         }
     assert found["number"] == 7
-    assert h5access.text_of(found["text"]) == "größe"
-    assert h5access.text_of(found["raw"]) == "x"
-    assert found["none"] is found["missing"] is h5access.text_of(None) is None
+    assert found["text"] == "größe"
+    assert found["raw"] == "x"
+    assert found["none"] is found["missing"] is None
 
 
 def test_names_survive_whatever_bytes_they_have() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from h5py import h5f
 
-from mle_client import aggregate, discovery, layout, openlog, reader, stored
+from mle_client import aggregate, discovery, h5access, layout, openlog, reader, stored
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.load import load_log, load_meta_log
 from mle_client.metalog import MetaLog, RunLog
@@ -576,7 +576,7 @@ def test_a_log_that_may_not_be_read_is_named_with_what_to_do(tmp_path, monkeypat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Unable to open file")
 
-    monkeypatch.setattr(h5py, "File", refuse)  # root may read everything
+    monkeypatch.setattr(h5access, "_open", refuse)  # root may read everything
     with pytest.raises(PermissionError, match=r"may not read it: ask its owner.*log_seed_1\.hdf5"):
         load_log(tmp_path)
 

@@ -306,8 +306,8 @@ def test_a_file_of_something_else_is_damaged(path) -> None:
         read_runs(path)
 
 
-def test_what_the_system_refuses_to_open_is_not_called_damaged(tmp_path) -> None:
-    with pytest.raises(IsADirectoryError):
+def test_a_folder_with_the_name_of_a_log_is_to_be_moved_away(tmp_path) -> None:
+    with pytest.raises(LogDamaged, match="move it away"):
         read_runs(str(tmp_path))
 
 
