@@ -30,8 +30,6 @@ from mle_client import MLELogger, layout
 
 NAME: Final = "merge_beside"
 _SPAWN: Final[SpawnContext] = multiprocessing.get_context("spawn")
-_PRODUCERS: Final = 8
-_MAKERS: Final = 4  # processes that make the logs to be merged
 _BURST: Final = 10  # ticks; so many every _PACE_S
 _PACE_S: Final = 0.01
 _LOOK_S: Final = 0.0002  # whether the tick is acknowledged
@@ -44,6 +42,8 @@ class Size:
 
     Args:
         configs, seeds, ticks: of what is merged.
+        makers: processes that log these.
+        producers: processes that log beside their merge.
         rounds: how often a window without merging is followed by one with it.
         window_s: how long each is.
     """
@@ -51,14 +51,16 @@ class Size:
     configs: int
     seeds: int
     ticks: int
+    makers: int
+    producers: int
     rounds: int
     window_s: float
 
 
 SIZES: Final = {
-    "full": Size(1_000, 10, 1_000, rounds=10, window_s=4.0),
-    "quick": Size(100, 10, 1_000, rounds=4, window_s=1.0),
-    "tiny": Size(2, 2, 50, rounds=1, window_s=0.1),
+    "full": Size(1_000, 10, 1_000, makers=4, producers=8, rounds=10, window_s=4.0),
+    "quick": Size(100, 10, 1_000, makers=4, producers=8, rounds=4, window_s=1.0),
+    "tiny": Size(2, 2, 50, makers=1, producers=2, rounds=1, window_s=0.1),
 }
 
 Window = tuple[float, float]  # from and to, in seconds of the monotonic clock
@@ -103,8 +105,8 @@ def _result(size: Size, rounds: list[tuple[list[float], list[float]]], merged_s:
         for name, pairs in found.items()
     )
     title = (
-        f"Time until a tick is acknowledged, {_PRODUCERS} processes, medians over {len(rounds)} "
-        f"rounds; {size.configs} x {size.seeds} seeds merged within {merged_s:.0f} s in all"
+        f"Time until a tick is acknowledged, {size.producers} processes, medians over "
+        f"{len(rounds)} rounds; {size.configs} x {size.seeds} seeds merged within {merged_s:.0f} s"
     )
     columns = ("", "ms without merging", "ms with merging", "ratio")
     goals = tuple(
@@ -127,7 +129,7 @@ def _make_all(root: Path, size: Size) -> None:
     """Log all seeds, to a daemon that is killed before it merges any."""
     space = Workspace(root, "--merge", "on-finish", "--merge-settle", "1e6")
     makers = [
-        _SPAWN.Process(target=_make, args=(str(root), maker, size)) for maker in range(_MAKERS)
+        _SPAWN.Process(target=_make, args=(str(root), maker, size)) for maker in range(size.makers)
     ]
     for process in makers:
         process.start()
@@ -139,7 +141,7 @@ def _make_all(root: Path, size: Size) -> None:
 
 
 def _make(root: str, maker: int, size: Size) -> None:
-    for config in range(maker, size.configs, _MAKERS):
+    for config in range(maker, size.configs, size.makers):
         for seed in range(size.seeds):
             with MLELogger(f"{root}/config_{config}", seed_id=seed) as log:
                 for step in range(size.ticks):
@@ -170,7 +172,7 @@ def _merged(root: Path) -> int:
 def _log_beside(space: Workspace, size: Size) -> tuple[list[tuple[Window, Window]], list[Sample]]:
     """Returns: of each round the windows without and with merging, and all samples."""
     windows: list[tuple[Window, Window]] = []
-    with _producers(space) as collect:
+    with _producers(space, size.producers) as collect:
         for _ in range(size.rounds):
             pair: list[Window] = []
             for merging in (False, True):
@@ -194,9 +196,9 @@ def _let(daemon: int, merging: bool) -> None:
 
 
 @contextmanager
-def _producers(space: Workspace) -> Iterator[Any]:
+def _producers(space: Workspace, count: int) -> Iterator[Any]:
     """Processes that log until their samples are collected."""
-    ends = [_SPAWN.Pipe() for _ in range(_PRODUCERS)]
+    ends = [_SPAWN.Pipe() for _ in range(count)]
     processes = [
         _SPAWN.Process(target=_produce, args=(str(space.root / "live" / "run"), seed, its))
         for seed, (_, its) in enumerate(ends)

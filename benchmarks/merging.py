@@ -15,6 +15,7 @@ merges, over what a bare Python has: the libraries are in it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -82,14 +83,16 @@ def run(size: Size) -> Result:
         for seed in range(max(size.seeds)):
             log_seed(space.logger("run", seed), seed, size.ticks)
         space.stop()
-        _import_peer()
+        missing = _missing()
         logs = [space.log_file("run", seed) for seed in range(max(size.seeds))]
         for count in size.seeds:
             harness.tell(f"{NAME}: {count} seeds")
             sources = logs[:count]
             folder = space.root / "merged"
             systems: dict[str, Callable[[], Run]] = {
-                name: partial(_measured, work, sources, folder) for name, work in SYSTEMS.items()
+                name: partial(_measured, work, sources, folder)
+                for name, work in SYSTEMS.items()
+                if name not in missing
             }
             rounds = harness.interleaved(systems, size.rounds)
             memory = {name: peak_mb(name, sources, folder) for name in _WORK if name in systems}
@@ -166,9 +169,12 @@ def _peer(sources: list[Path], folder: Path) -> None:
     merge_hdf5_files(str(folder / "log.hdf5"), [str(path) for path in sources])
 
 
-def _import_peer() -> None:
-    """Importing it takes longer than merging."""
-    import mle_logging.merge.merge_hdf5  # noqa: F401
+def _missing() -> set[str]:
+    """The systems that are not installed.  Importing the others takes longer than merging."""
+    if importlib.util.find_spec("mle_logging") is None:
+        return {PEER}
+    importlib.import_module("mle_logging.merge.merge_hdf5")
+    return set()
 
 
 def _ours(sources: list[Path], folder: Path) -> None:

@@ -62,7 +62,6 @@ class _Pair:
 
     def __init__(self, old: int, new: int) -> None:
         self._files = old, new
-        self._buffers = np.empty((2, _BLOCK_BYTES), np.uint8)
 
     def compare(self, old: Id, name: str, new: Id, copy: str) -> str:
         """Compare two objects and all in them.
@@ -90,17 +89,15 @@ class _Pair:
             if not self._same_dataset(one, other):
                 yield path
         else:
-            names, copied = set(one), set(other)
-            yield from (_inside(path, name) for name in names ^ copied)
-            for name in names & copied:
-                yield from self._of_links(one, other, name, _inside(path, name))
-
-    def _of_links(self, one: Id, other: Id, name: bytes, path: str) -> Iterator[str]:
-        kinds = {group.links.get_info(name).type for group in (one, other)}
-        if kinds == {h5l.TYPE_HARD}:
-            yield from self._differences(h5o.open(one, name), h5o.open(other, name), path)
-        elif len(kinds) > 1 or one.links.get_val(name) != other.links.get_val(name):
-            yield path
+            links, copied = _links(one), _links(other)
+            for name in links.keys() | copied.keys():
+                inside = _inside(path, name)
+                if links.get(name) != copied.get(name):
+                    yield inside
+                elif links[name] == h5l.TYPE_HARD:
+                    yield from self._differences(h5o.open(one, name), h5o.open(other, name), inside)
+                elif one.links.get_val(name) != other.links.get_val(name):
+                    yield inside
 
     def _same_dataset(self, one: Id, other: Id) -> bool:
         kind = one.get_type()
@@ -119,20 +116,25 @@ class _Pair:
         return (
             copied is not None
             and places.keys() == copied.keys()
-            and all(self._same_bytes(places[at], copied[at]) for at in places)
+            and all(places[at][1:] == copied[at][1:] for at in places)
+            and all(itertools.starmap(self._same_bytes, _stretches(places, copied)))
         )
 
-    def _same_bytes(self, one: _Place, other: _Place) -> bool:
-        if (one.size, one.filter_mask) != (other.size, other.filter_mask):
-            return False
-        for done in range(0, one.size, _BLOCK_BYTES):
-            parts = self._buffers[:, : min(_BLOCK_BYTES, one.size - done)]
-            for part, fd, place in zip(parts, self._files, (one, other), strict=True):
-                if os.preadv(fd, [part], place.offset + done) != len(part):
-                    return False
-            if not np.array_equal(*parts):
+    def _same_bytes(self, start: int, other_start: int, size: int) -> bool:
+        old, new = self._files
+        for done in range(0, size, _BLOCK_BYTES):
+            count = min(_BLOCK_BYTES, size - done)
+            part = os.pread(old, count, start + done)
+            if len(part) != count or part != os.pread(new, count, other_start + done):
                 return False
         return True
+
+
+def _links(group: Id) -> dict[bytes, int]:
+    """The kind of each link in a group."""
+    found: dict[bytes, int] = {}
+    group.links.iterate(lambda name, info: found.__setitem__(name, info.type), info=True)
+    return found
 
 
 def _inside(path: str, name: bytes) -> str:
@@ -177,8 +179,10 @@ def _value_columns(seed: Id) -> dict[str, Id]:
     for group in layout.GROUPS:
         if group.encode() in seed:
             for name, dataset in datasets(h5g.open(seed, group.encode())):
-                if group != "meta" or name == _CONFIG or layout.is_rows_name(name):
+                if group != "meta":
                     found[f"{group}/{layout.unescape(name)}"] = dataset
+                elif name == _CONFIG or layout.is_rows_name(name):
+                    found[f"{group}/{name}"] = dataset
     return found
 
 
@@ -267,6 +271,26 @@ def _places(dataset: Id, storage: Id) -> dict[tuple[int, ...], _Place] | None:
     else:
         found = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
     return {tuple(c.chunk_offset): _Place(c.byte_offset, c.size, c.filter_mask) for c in found}
+
+
+def _stretches(
+    places: dict[tuple[int, ...], _Place], copied: dict[tuple[int, ...], _Place]
+) -> Iterator[tuple[int, int, int]]:
+    """What is to be compared of two files: offset in the one, in the other, size.
+
+    Chunks that follow one another in both make one stretch.
+    """
+    start = other_start = size = 0
+    for at, one in places.items():
+        other = copied[at]
+        if (one.offset, other.offset) == (start + size, other_start + size):
+            size += one.size
+            continue
+        if size:
+            yield start, other_start, size
+        start, other_start, size = one.offset, other.offset, one.size
+    if size:
+        yield start, other_start, size
 
 
 def _same_attributes(one: Id, other: Id) -> bool:

@@ -24,6 +24,8 @@ from benchmarks import (
     harness,
     loaders,
     loading,
+    merge_beside,
+    merging,
     savers,
     update_cost,
 )
@@ -173,6 +175,26 @@ def test_loading_does_not_time_what_finds_something_else(tmp_path: Path) -> None
 
     with pytest.raises(RuntimeError, match="ours found steps = 7 and not 2000"):
         loading._check([{loaders.OURS: found}], (loaders.OURS,), 3, size.ticks, 2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as above
+def test_merging_runs_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing in (set(), {merging.PEER}):
+        monkeypatch.setattr(merging, "_missing", lambda missing=missing: missing)
+
+        result = merging.run(merging.SIZES["tiny"])
+
+        assert_is_complete(result)
+        (table,) = result.tables
+        assert {row[1] for row in table.rows} == merging.SYSTEMS.keys() - missing
+        assert [goal.limit for goal in result.goals] == [1.5, 64]
+
+
+def test_merge_beside_sees_ticks_with_merging_and_without() -> None:
+    result = merge_beside.run(merge_beside.SIZES["tiny"])
+
+    assert_is_complete(result)
+    assert [goal.limit for goal in result.goals] == [1.05, 1.05]
 
 
 # --- the harness ----------------------------------------------------------------------------------

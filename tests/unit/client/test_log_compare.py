@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mle_client import files, log_compare
@@ -318,6 +318,7 @@ def test_one_that_is_gone_or_damaged_is_named(tmp_path: Path) -> None:
 
 @settings(max_examples=settings().max_examples // 4)
 @given(logged=tick_sequences(), cut=st.integers(0, 20), other=tick_sequences())
+@example(logged=[({}, {"": 0}), ({}, {}), ({}, {"": 0, "%": 0})], cut=2, other=[])
 def test_of_any_ticks_the_first_are_held_and_nothing_is_held_that_is_not_there(
     tmp_path_factory: pytest.TempPathFactory, logged: list[Tick], cut: int, other: list[Tick]
 ) -> None:
