@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+N ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -31,8 +32,9 @@ check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
 bench: $(VENV)/dev.stamp  ## run the benchmarks; ARGS="update_cost --size quick" for some of them
 	@$(PY) -m benchmarks $(ARGS)
 
-crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too
+crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too, then a session of N=1000 kills
 	@$(PY) -m pytest tests/crash -m "long or not long" $(ARGS)
+	@$(PY) -m tests.crash.kill_session $(N)
 
 fmt: $(VENV)/dev.stamp  ## format and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

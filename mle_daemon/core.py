@@ -168,7 +168,7 @@ class Core:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is left to do, for a later daemon either: the journal may go."""
-        return self.idle and not self._groups.pending()
+        return self.idle and not self._groups.pending() and not self._registry.has_left_rings
 
     @property
     def is_written(self) -> bool:

@@ -116,6 +116,7 @@ class Daemon:
             on_ready(endpoint)
             _LOG.info("ready: pid %d, %s, root %s", os.getpid(), endpoint.endpoint, endpoint.root)
             self._loop()
+            self._remove_done_rings()
         return self._end(endpoint)
 
     @contextlib.contextmanager
@@ -351,6 +352,27 @@ class Daemon:
             self._stuck.add(producer)
             _LOG.error("the ring in %s does not go on where the journal ends", ring.place.directory)
             self._take_left(ring)
+
+    def _remove_done_rings(self) -> None:
+        """Before leaving, remove the rings of dead processes of which all is stored.
+
+        Artifacts may have been stored since rings were last looked at, and once the journal is
+        gone, the next daemon would take what such a ring holds for news.
+        """
+        places = probes.find_rings(self._config.root)
+        rings = {place.producer for place in places}
+        for ring in probes.abandoned(places):
+            producer = ring.place.producer
+            try:
+                end = max((each.base + len(each.payload) for each in ring.remains()), default=0)
+                if self._core.position(producer) >= end and self._core.is_settled(producer):
+                    ring.remove()
+                    rings.discard(producer)
+            except OSError as error:
+                _LOG.warning("the ring in %s cannot be read: %s", ring.place.directory, error)
+            finally:
+                ring.close()
+        self._deliver(e.RingsSeen(frozenset(rings)))
 
     def _take_left(self, ring: probes.AbandonedRing) -> None:
         """Have the artifacts that a dead process left in memory stored."""

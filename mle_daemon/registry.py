@@ -149,6 +149,11 @@ class Registry:
             self.ended.pop(producer, None)
         self._with_ring -= gone
 
+    @property
+    def has_left_rings(self) -> bool:
+        """Whether the ring of an ended stream still lies there: it is to be known that it ended."""
+        return not self._with_ring.isdisjoint(self.ended)
+
     # --- the state record ---------------------------------------------------------------------
     def saved(self) -> state.Saved:
         """All that is known besides ticks."""

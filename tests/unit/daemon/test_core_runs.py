@@ -361,6 +361,17 @@ def test_a_finished_stream_is_known_until_its_ring_is_gone(rig: Rig) -> None:
     assert rig.core.position(trainer.id) == 0
 
 
+def test_while_the_ring_of_a_finished_stream_lies_there_the_journal_tells_that_it_ended(
+    rig: Rig,
+) -> None:
+    trainer = ended(rig)
+    assert rig.core.is_empty
+    rig.deliver(e.RingsSeen(frozenset({trainer.id})))
+    assert not rig.core.is_empty
+    rig.deliver(e.RingsSeen(frozenset()))
+    assert rig.core.is_empty
+
+
 def test_a_ring_that_goes_before_its_run_is_sealed_is_remembered(rig: Rig) -> None:
     trainer = Trainer().log(1).end()
     rig.deliver(e.RingsSeen(frozenset({trainer.id})))
