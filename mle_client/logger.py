@@ -110,8 +110,7 @@ class MLELogger:
         OSError: the folder cannot be made, or there is no room to buffer ticks.
     """
 
-    # A slot is found a little sooner than what lies in the instance's dict.
-    __slots__ = ("__dict__", "__weakref__", "update")
+    __slots__ = ("__dict__", "__weakref__", "_update")
 
     _entered = False  # is in a `with` block
     _superseded = False  # another logger of this process has taken its name
@@ -160,7 +159,7 @@ class MLELogger:
         self.base_str = os.path.splitext(os.path.basename(config_fname))[0] if config_fname else ""
         self.experiment_dir = arguments.checked_experiment_dir(experiment_dir, self.base_str)
         self.log_save_fname = layout.log_path(self.experiment_dir, self.seed_id)
-        self.verbose = verbose
+        self.verbose, self.use_tboard, self.use_wandb = verbose, use_tboard, use_wandb
         policy = arguments.checked_policy(
             save_every_k_ckpt,
             save_top_k_ckpt,
@@ -230,7 +229,7 @@ class MLELogger:
             names = {"time_to_track": [*time_to_track], "what_to_track": [*what_to_track]}
             self._shown = self._show(names, reload, resumed.rows)
         self._transport = transport_for(self._target)
-        self.update: Callable[..., None] = self._first_update
+        self._have_ticks_taken_by(self._first_update)
         self._open()
         if not self._superseded:  # after that, or the last one would take the connection with it
             lifetime.make_way_for(layout.log_path(self._run.directory, self.seed_id))
@@ -238,6 +237,48 @@ class MLELogger:
         lifetime.register(self)
 
     # --- logging ------------------------------------------------------------------------------
+    def update(
+        self,
+        clock_tick: dict[str, Any],
+        stats_tick: dict[str, Any],
+        model: Any = None,
+        plot_fig: Any = None,
+        extra_obj: Any = None,
+        grads: Any = None,
+        save: bool = False,
+    ) -> None:
+        """Log a tick.  Returns as soon as it is in shared memory, where a crash does not reach it.
+
+        Args:
+            clock_tick: where training is, {name of a clock: number or text}.
+            stats_tick: what was measured there, {name of a statistic: value}; a value is a number,
+                a text, an array or nested lists of numbers, or a scalar of torch or jax.
+            model, plot_fig, extra_obj: saved too, as by `save_model`, `save_plot`, `save_extra`.
+            grads: of the model, for TensorBoard's histograms.
+            save: ask for the log file to be brought up to date, as `save` does.
+
+        Raises:
+            TypeError, ValueError: a value cannot be stored; says which, and what to give instead.
+            LoggerClosed: after `close()`.
+            MLEError: with `strict`, what went wrong in the background since the last call.
+        """
+        self._update(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
+
+    def _have_ticks_taken_by(self, update: Callable[..., None]) -> None:
+        """Have a function take the next ticks.
+
+        It is put in front of the method, which would cost another call, unless a subclass has a
+        method of its own, or user code has put something there.
+        """
+        own = self.__dict__
+        if type(self).update is _METHOD and own.get("update") is getattr(self, "_update", None):
+            own["update"] = update
+        self._update: Callable[..., None] = update
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a subclass has a method of its own, which `update` is to call, then."""
+        return getattr(type(self), name) is not getattr(MLELogger, name)
+
     def _first_update(
         self,
         clock_tick: dict[str, Any],
@@ -252,7 +293,7 @@ class MLELogger:
         with self._closing:
             if self._channel is None:
                 self._open()
-        self.update(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
+        MLELogger.update(self, clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
 
     _first_update.__qualname__ = "update"  # which is what user code called, for errors
 
@@ -346,19 +387,19 @@ class MLELogger:
         channel = self._channel
         self.close()
         self._superseded = True
-        self.update = self._begin_again
+        self._have_ticks_taken_by(self._begin_again)
         if channel is not None:
             channel.producer.forward = self._begin_again
 
     def _begin_again(self, *args: Any, **kwargs: Any) -> None:
         """Log after all, though another logger has the name."""
         self._come_back()
-        self.update(*args, **kwargs)
+        MLELogger.update(self, *args, **kwargs)
 
     def _come_back(self) -> None:
         if self._superseded:
             given = {**self._given, "overwrite": False, "reload": False}
-            type(self).__init__(self, **given)
+            MLELogger.__init__(self, **given)
 
     def __enter__(self) -> MLELogger:
         self._entered = True
@@ -534,11 +575,20 @@ class MLELogger:
     ) -> None:
         """Save what came with a tick; the tick itself is written already."""
         if model is not None:
-            self._saver.save_model(model, clock_tick, stats_tick)
+            if self._overrides("save_model"):
+                self.save_model(model)
+            else:
+                self._saver.save_model(model, clock_tick, stats_tick)
         if plot_fig is not None:
-            self._saver.save_plot(plot_fig, facts=self._saver.step_of(clock_tick))
+            if self._overrides("save_plot"):
+                self.save_plot(plot_fig)
+            else:
+                self._saver.save_plot(plot_fig, facts=self._saver.step_of(clock_tick))
         if extra_obj is not None:
-            self._saver.save_extra(extra_obj)
+            if self._overrides("save_extra"):
+                self.save_extra(extra_obj)
+            else:
+                self._saver.save_extra(extra_obj)
         if self._run.tboard and (model is not None or grads is not None):
             self._saver.save_histograms(clock_tick, model, grads)
         self._saved()
@@ -578,7 +628,7 @@ class MLELogger:
             producer,
             ring,
             run,
-            on_save=self.save if self._sync else ask_to_save,
+            on_save=self.save if self._sync or self._overrides("save") else ask_to_save,
             on_artifacts=self._artifacts,
             on_lost=lambda reason: self._failed(MLEError(reason)),
             tally=Tally() if self._saver.needs_ticks or run.tboard or run.wandb else None,
@@ -594,7 +644,7 @@ class MLELogger:
 
     def _take_over(self, update: Callable[..., None]) -> None:
         if self._raise_next is None:
-            self.update = update if self._shown is None else self._shown.wrap(update)
+            self._have_ticks_taken_by(update if self._shown is None else self._shown.wrap(update))
 
     def _failed(self, error: MLEError) -> None:
         """Something went wrong in the background.  Called from any thread."""
@@ -605,7 +655,7 @@ class MLELogger:
         del self._errors[:-_KEPT_ERRORS]
         if self._strict and self._channel is not None:
             self._raise_next = error
-            self.update = self._raise
+            self._have_ticks_taken_by(self._raise)
         try:
             if self._on_error is not None:
                 self._on_error(error)
@@ -647,7 +697,10 @@ class MLELogger:
         channel.producer.forward = self._first_update
         channel.producer.ring.forget()
         self._transport = transport_for(self._target)
-        self.update = self._first_update
+        self._have_ticks_taken_by(self._first_update)
+
+
+_METHOD: Final = MLELogger.update
 
 
 def _this_process() -> m.Process:

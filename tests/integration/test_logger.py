@@ -603,3 +603,101 @@ def test_a_log_that_somebody_removes_is_begun_anew(served: Path) -> None:
         assert h5_column(path, "stats/x").tolist() == [2]
     assert said
     assert load_log(str(served / "run")).state == "finished"
+
+
+# --- subclasses and wrappers ----------------------------------------------------------------------
+class Counting(MLELogger):
+    """Overrides what programs override in mle-logging's logger."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def update(
+        self, clock_tick: dict[str, Any], stats_tick: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        super().update(clock_tick, {**stats_tick, "extra": 1.0}, *args, **kwargs)
+
+    def save(self) -> None:
+        self.calls.append("save")
+        super().save()
+
+    def save_model(self, model: Any) -> None:
+        self.calls.append("save_model")
+        super().save_model(model)
+
+    def save_plot(self, fig: Any, fig_fname: str | None = None) -> None:
+        self.calls.append("save_plot")
+        super().save_plot(fig, fig_fname)
+
+    def save_extra(self, obj: Any, obj_fname: str | None = None) -> None:
+        self.calls.append("save_extra")
+        super().save_extra(obj, obj_fname)
+
+
+def test_the_methods_of_a_subclass_are_called(served: Path) -> None:
+    from matplotlib.figure import Figure
+
+    log = Counting(str(served / "run"), model_type="numpy")
+    for i in range(3):  # by then the tick's own writer would take it
+        log.update({"step": i}, {"loss": 0.5})
+    log.update({"step": 3}, {"loss": 0.5}, {"w": np.zeros(3)}, Figure(), [1, 2], save=True)
+    report = log.close()
+    assert (report.delivered, report.unstored, report.lost) == (4, 0, 0)
+    assert sorted(log.calls) == ["save", "save_extra", "save_model", "save_plot"]
+    run = load_log(str(served / "run"))
+    assert run.stats.extra.tolist() == [1.0] * 4
+    assert len(os.listdir(served / "run/figures")) == len(os.listdir(served / "run/extra")) == 1
+    assert run.meta.model_ckpt.endswith(".pkl")
+
+
+def test_the_method_can_be_called_on_the_class(served: Path) -> None:
+    with MLELogger(str(served / "run")) as log:
+        for i in range(3):
+            MLELogger.update(log, {"step": i}, {"loss": 0.5})
+            log.update({"step": i}, {"loss": 0.5})
+    assert load_log(str(served / "run")).time.step.tolist() == [0, 0, 1, 1, 2, 2]
+    assert MLELogger.update.__doc__
+
+
+def test_what_user_code_puts_in_place_of_update_stays_there(
+    served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MLELogger(str(served / "run")) as log:
+        original, seen = log.update, []
+
+        def wrapper(clock_tick: dict[str, Any], stats_tick: dict[str, Any]) -> None:
+            seen.append(stats_tick)
+            original(clock_tick, stats_tick)
+
+        log.update = wrapper  # type: ignore[method-assign]
+        for i in range(4):  # ticks of another shape have another writer
+            log.update({"step": i}, {f"loss_{i}": 0.5})
+        del log.update
+        log.update({"step": 4}, {"loss_0": 0.5})
+    assert len(seen) == 4
+    assert load_log(str(served / "run")).time.step.tolist() == [0, 1, 2, 3, 4]
+
+    patched: list[Any] = []
+    monkeypatch.setattr(MLELogger, "update", lambda self, *tick: patched.append(tick))
+    with MLELogger(str(served / "other")) as log:
+        log.update({"step": 0}, {"loss": 0.5})
+    assert len(patched) == 1
+
+
+def test_a_subclass_with_other_parameters_may_log_again_after_its_name_was_taken(
+    served: Path,
+) -> None:
+    class Fixed(MLELogger):
+        def __init__(self) -> None:
+            super().__init__(str(served / "run"), seed_id=1)
+
+    first = Fixed()
+    first.update({"step": 0}, {"loss": 0.5})
+    second = Fixed()
+    second.update({"step": 0}, {"loss": 0.25})
+    first.update({"step": 1}, {"loss": 0.125})
+    assert first.close().delivered == 1
+    second.close()
+    logs = load_log(str(served / "run"))
+    assert {each.stats.loss.tolist()[0] for each in logs.meta_log.values()} == {0.25, 0.125}
