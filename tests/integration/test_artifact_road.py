@@ -213,7 +213,8 @@ def test_memory_is_bounded_by_the_windows_whatever_is_sent(road: Road) -> None:
         most = max(most, anonymous_bytes() - before)
         time.sleep(0.01)
 
-    assert most < 2 * WINDOW_BYTES + 8 * MIB
+    # Of 128 MiB; the rest is what two threads, and a process that has run other tests, take.
+    assert most < 2 * WINDOW_BYTES + 16 * MIB
 
 
 def anonymous_bytes() -> int:
