@@ -53,12 +53,14 @@ class Facts:
         rows: {`layout.rows_name(group, key)`: shape (n,), the updates at which the key was
             logged}; may be unread.  None, or no such name, where it was logged at every one or
             nobody knows.
+        lost: updates that could not be kept, and are no rows.
     """
 
     state: str | None = None
     start_time: float | None = None
     ticks: int | None = None
     rows: Mapping[str, Rows | Once | None] = field(default_factory=dict)
+    lost: int = 0
 
 
 class Opening:
@@ -141,6 +143,11 @@ class RunLog(LazyDict):
     def start_time(self) -> float | None:
         """When the run began, in seconds since the epoch; None where the file does not say."""
         return self._facts.start_time
+
+    @property
+    def lost(self) -> int:
+        """How many updates are missing, since there was no room to keep them."""
+        return self._facts.lost
 
     @property
     def ticks(self) -> int:

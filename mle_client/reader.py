@@ -39,6 +39,7 @@ _FORMAT: Final = layout.FORMAT_ATTR.encode()
 _STATE: Final = layout.STATE_ATTR.encode()
 _START: Final = layout.START_ATTR.encode()
 _ROWS: Final = layout.ROWS_ATTR.encode()
+_LOST: Final = layout.LOST_ATTR.encode()
 _GROUP_NAMES: Final = tuple(name.encode() for name in layout.GROUPS)
 
 
@@ -209,6 +210,7 @@ def _open_run(
         paths = {name: dict(_datasets(run, path, name, is_ours)) for name in layout.GROUPS}
         state = attribute(run, _STATE)
         start, ticks = attribute(run, _START, np.float64), attribute(run, _ROWS, np.int64)
+        lost = attribute(run, _LOST, np.int64)
     rows = {k: Once(StoredColumn(file, p)) for k, p in paths["meta"].items() if is_rows_name(k)}
     meta = {k: p for k, p in paths["meta"].items() if k not in rows and k != layout.KEPT_NAME}
     groups: dict[str, AttrDict] = {
@@ -236,6 +238,7 @@ def _open_run(
         None if start is None else float(start),
         None if ticks is None else int(ticks),
         rows,
+        lost=0 if lost is None else int(lost),
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `mle-daemon start | status | stop | merge | plot`.
+"""The command line: `mle-daemon start | status | stop | merge | plot | doctor | recover`.
 
 Data go to stdout, messages to stderr; the exit codes are those of `mle_client.errors`, listed with
 everything else in `docs/cli.md`.
@@ -49,6 +49,8 @@ _EXAMPLES: Final = {
         "mle-daemon plot --root exp/ test_loss --runs lr_0.1 lr_0.5 --band p10-90 --smooth 20\n"
         "mle-daemon plot --root exp/ test_loss --x num_steps -o loss.pdf"
     ),
+    "doctor": "mle-daemon doctor --root exp/\nmle-daemon doctor --root exp/ --json | jq .findings",
+    "recover": "mle-daemon recover --root exp/",
 }
 
 
@@ -159,12 +161,27 @@ def _plot(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from mle_daemon import doctor_verb
+
+    return doctor_verb.examine(_existing(options.root), as_json=options.json)
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from mle_daemon import doctor_verb
+
+    root = _existing(options.root)
+    return doctor_verb.recover(root, options.timeout, as_json=options.json, say=say)
+
+
 _VERBS: Final = {
     "start": _start,
     "status": _status,
     "stop": _stop,
     "merge": _merge,
     "plot": _plot,
+    "doctor": _doctor,
+    "recover": _recover,
 }
 
 
@@ -290,6 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     summary = "draw a statistic of all runs under a folder"
     plot_verb.add_arguments(_add_verb(verbs, "plot", summary, "the folder to look in"))
+    _add_verb(verbs, "doctor", "say what is wrong with a root, and what to do")
+    recover = _add_verb(verbs, "recover", "bring what killed processes left into the logs")
+    _add_timeout(recover, 600.0, "that it may take")
     return parser
 
 

@@ -48,7 +48,7 @@ def _run_row(run: dict[str, Any], root: str) -> list[str]:
     ticks = run["ticks"]
     where = posixpath.relpath(run["experiment_dir"], root)
     counts = [str(ticks[name]) for name in _COUNTS]
-    lag, waiting = _duration(run["lag_s"]), _size(run["bytes_waiting"])
+    lag, waiting = _duration(run["lag_s"]), size_text(run["bytes_waiting"])
     error = " ".join(run["last_error"].split()) or "-"
     return [where, run["seed_id"], run["state"], *counts, lag, waiting, error]
 
@@ -80,7 +80,8 @@ def _duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min"
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
+    """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break

@@ -55,4 +55,4 @@ def test_durations(seconds: float, text: str) -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (3e12, "3000.0 GB")],
 )
 def test_sizes(size: float, text: str) -> None:
-    assert status_text._size(size) == text
+    assert status_text.size_text(size) == text

@@ -1,0 +1,96 @@
+"""`mle-daemon doctor` and `mle-daemon recover`, on what real processes leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mle_client import load_log
+from mle_client.endpoint import is_running, read_endpoint
+from tests.integration import daemons
+
+TRAINS = """
+import os, signal, sys
+from mle_client import MLELogger
+log = MLELogger(sys.argv[1], seed_id=1)
+for i in range(5000):
+    log.update({"step": i}, {"loss": 0.5 * i})
+os.kill(int(sys.argv[2]), signal.SIGKILL)
+for i in range(5000, 6000):
+    log.update({"step": i}, {"loss": 0.5 * i})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def doctor(root: Path) -> tuple[int, dict[str, Any]]:
+    done = daemons.mle_daemon("doctor", "--root", str(root), "--json")
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_living_daemon_is_well(root: Path) -> None:
+    with daemons.running(root):
+        code, report = doctor(root)
+        assert (code, report["findings"], report["healthy"]) == (0, [], True)
+        done = daemons.mle_daemon("recover", "--root", str(root))
+        assert done.returncode == 0, done.stderr
+        assert "by itself" in done.stderr
+    code, report = doctor(root)
+    assert (code, report["findings"]) == (0, [])
+
+
+def test_what_killed_processes_left_is_told_and_recovered_once(root: Path) -> None:
+    daemon = daemons.start(root)
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINS, str(root / "exp"), str(daemon["pid"])],
+        env=daemons.environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    endpoint = read_endpoint(str(root))
+    assert endpoint is not None
+    if is_running(endpoint):  # the trainer has started another one
+        os.kill(endpoint.pid, signal.SIGKILL)
+        daemons.wait_for(lambda: not is_running(endpoint))
+
+    code, report = doctor(root)
+    assert code == 7
+    assert {each["about"] for each in report["findings"]} >= {"daemon", "ring"}
+    assert all(each["kind"] == "waiting" for each in report["findings"])
+
+    done = daemons.mle_daemon("recover", "--root", str(root))
+    assert done.returncode == 0, done.stderr
+    assert "is in the logs" in done.stderr
+    assert "all is well" in done.stdout
+    run = load_log(str(root / "exp")).seed_1
+    assert (run.state, run.lost) == ("crashed", 0)
+    assert run.time.step.tolist() == list(range(6000))
+
+    before = (root / "exp/logs/log_seed_1.hdf5").stat()
+    done = daemons.mle_daemon("recover", "--root", str(root), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["examined"]["ticks"] == 6000
+    after = (root / "exp/logs/log_seed_1.hdf5").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_stopped_daemon_is_told_from_a_killed_one(root: Path) -> None:
+    said = daemons.start(root)
+    os.kill(said["pid"], signal.SIGSTOP)
+    try:
+        code, report = doctor(root)
+    finally:
+        os.kill(said["pid"], signal.SIGCONT)
+        daemons.stop(root)
+    assert code == 7
+    assert [each["about"] for each in report["findings"]] == ["daemon"]
+    assert "does not answer" in report["findings"][0]["what"]
+
+
+def test_there_is_nothing_to_recover_in_a_folder_that_never_had_a_daemon(root: Path) -> None:
+    done = daemons.mle_daemon("recover", "--root", str(root))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(root.iterdir()) == []
