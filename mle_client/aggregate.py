@@ -33,8 +33,6 @@ _SHARED: Final = ("experiment_dir", "eval_id", "config_fname", "model_type", "co
 # Of these, the ones that say that seeds do not belong together if they differ.
 _IDENTITY: Final = ("config_dict", "eval_id", "model_type")
 _SHOWN: Final = 5  # names of seeds in a warning
-# Clocks of the wall, which no two seeds share.
-_WALL: Final = ("time", "time_elapsed")
 # Row numbers that fit no column: nobody knows them.
 _UNKNOWN: Final = np.empty(0, np.int64)
 _STATES: Final = ("running", "crashed", "finished")  # the first that any seed is in
@@ -229,8 +227,10 @@ def _longest_clock(clocks: Sequence[_SeedsColumn]) -> _SeedsColumn:
 
 def _disagreement(clock: str, runs: Mapping[str, RunLog]) -> str:
     """Say in what the seeds' clocks differ; "" where they do not, or are not all in memory."""
+    if clock in layout.OWN_CLOCKS:  # the number of the update, and times, which no seeds share
+        return ""
     named = {name: of for name, run in runs.items() if (of := _column(run, "time", clock))}
-    if clock in _WALL or not all(isinstance(of.column, ArrayColumn) for of in named.values()):
+    if not all(isinstance(of.column, ArrayColumn) for of in named.values()):
         return ""
     longest = _longest_clock(list(named.values()))
     (first,) = (name for name, of in named.items() if of is longest)

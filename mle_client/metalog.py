@@ -259,7 +259,8 @@ class RunLog(LazyDict):
             ImportError: there is no pandas.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged; these are left out.
         """
         from mle_client import frames  # most users of a log never need it
 
@@ -275,7 +276,8 @@ class RunLog(LazyDict):
             ImportError: there is no xarray.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged; these are left out.
         """
         from mle_client import frames
 
@@ -426,7 +428,8 @@ class MetaLog:
             ImportError: there is no pandas.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged; these are left out.
         """
         from mle_client import frames
 
@@ -442,8 +445,8 @@ class MetaLog:
             ImportError: there is no xarray.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged, or its arrays have
-                different shapes; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged, or its arrays have different shapes; these are left out.
         """
         from mle_client import frames
 

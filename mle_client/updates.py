@@ -48,6 +48,10 @@ def count_unknown(rows: Rows) -> int:
 
 def common(rows: Rows, others: Rows) -> tuple[Indices, Indices]:
     """Where in both of two columns the updates are that both have."""
+    shorter = min(len(rows), len(others))
+    if not count_unknown(rows[:1]) and np.array_equal(rows[:shorter], others[:shorter]):
+        same = np.arange(shorter)  # as a rule; searching takes a hundred times as long
+        return same, same
     shared, at, at_other = np.intersect1d(rows, others, assume_unique=True, return_indices=True)
     placed = known(shared)
     return at[placed], at_other[placed]
