@@ -19,6 +19,7 @@ import numpy as np
 
 from mle_client.seeds import natural_key
 from mle_client.series import Array, Floats, moving_average
+from mle_client.updates import LinedUp, left_out
 
 # What a band shows of seeds: mean ± standard deviation, or from the 10th to the 90th percentile.
 BANDS: Final = ("std", "p10-90")
@@ -114,15 +115,19 @@ def plan_curves(
         remarks.append(f"curve_labels are those of the runs in natural order: {order}")
     made = labels or [_label(*line, sources, not isinstance(targets, str)) for line in lines]
     curves: list[Curve] = []
+    beside: list[tuple[_Source, LinedUp]] = []
     used: set[str] = set()
     for (source, target), label in zip(lines, made, strict=False):
         if clock not in source.log["time"] or target not in source.log["stats"]:
             continue
         shown = base_label.format(label) if labels or label not in used else ""
         used.add(label)
-        x, y, edges = _values(source, target, clock, int(window), band)
-        curves.append(Curve(source.run, source.seed, target, shown, x, y, edges))
-    return Plan(curves, remarks)
+        _check_numbers(source, target, clock)
+        found = _lined_up(source, target, clock)
+        beside.append((source, found))
+        y, edges = _smoothed(found.values, int(window), band)
+        curves.append(Curve(source.run, source.seed, target, shown, found.steps, y, edges))
+    return Plan(curves, remarks + _said(beside))
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -178,22 +183,20 @@ def _listed(names: Iterable[str]) -> str:
 
 
 # --- values ---------------------------------------------------------------------------------------
-def _values(
-    source: _Source, target: str, clock: str, window: int, band: str | None
-) -> tuple[Array, Floats, tuple[Floats, Floats] | None]:
-    """The clock, the smoothed statistic and its band."""
-    _check_numbers(source, target, clock)
-    x, values = _lined_up(source, target, clock)
+def _smoothed(
+    values: Any, window: int, band: str | None
+) -> tuple[Floats, tuple[Floats, Floats] | None]:
+    """A statistic, smoothed, and its band."""
     if not isinstance(values, Mapping):
-        return x, moving_average(values, window), None
+        return moving_average(values, window), None
     mean = moving_average(values["mean"], window)
     if band == "std":
         std = moving_average(values["std"], window)
-        return x, mean, (mean - std, mean + std)
+        return mean, (mean - std, mean + std)
     if band == "p10-90":
         low, high = (moving_average(values[name], window) for name in ("p10", "p90"))
-        return x, mean, (low, high)
-    return x, mean, None
+        return mean, (low, high)
+    return mean, None
 
 
 def _check_numbers(source: _Source, target: str, clock: str) -> None:
@@ -215,10 +218,10 @@ def _check_numbers(source: _Source, target: str, clock: str) -> None:
         )
 
 
-def _lined_up(source: _Source, target: str, clock: str) -> tuple[Array, Any]:
+def _lined_up(source: _Source, target: str, clock: str) -> LinedUp:
     """The clock at the updates that logged the statistic, and the statistic."""
-    if hasattr(type(source.log), "aligned"):
-        return source.log.aligned(target, clock)  # type: ignore[attr-defined, no-any-return]
+    if hasattr(type(source.log), "line_up"):
+        return source.log.line_up(target, clock)  # type: ignore[attr-defined, no-any-return]
     x, values = source.log["time"][clock], source.log["stats"][target]
     length = len(values["mean"] if isinstance(values, Mapping) else values)
     if len(x) != length:
@@ -226,4 +229,19 @@ def _lined_up(source: _Source, target: str, clock: str) -> tuple[Array, Any]:
             f"{length} values of {target!r} and {len(x)} of {clock!r} in {source.name}, which does "
             "not say at which updates they were logged"
         )
-    return x, values
+    return LinedUp(x, values)
+
+
+def _said(beside: Iterable[tuple[_Source, LinedUp]]) -> list[str]:
+    """What is to be said of values beside a clock, of all runs together."""
+    counts: dict[str, int] = {}
+    where: dict[str, list[str]] = {}
+    remarks: dict[str, None] = {}
+    for source, found in beside:
+        for name, count in found.unknown.items():
+            counts[name] = counts.get(name, 0) + count
+            where.setdefault(name, []).append(source.name)
+        if found.remark:
+            remarks[found.remark] = None
+    said = [f"left out: {left_out(name, n, where[name])}" for name, n in counts.items()]
+    return [*said, *remarks]

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mle_client import updates
 from mle_client.seeds import natural_key
 
 Array: TypeAlias = "npt.NDArray[Any]"
@@ -55,7 +56,9 @@ def to_dataframe(runs: Sequence[Run]) -> Any:
 
     Warns:
         UserWarning: a statistic is left out: nobody knows at which updates it was logged, or it is
-            text of aggregated seeds.
+            text of aggregated seeds.  Or values of one are: of those that mle-logging logged
+            before the log was continued, nobody may know the updates.  Or the seeds of an
+            aggregate have different values of a clock at one update.
     """
     try:
         import pandas as pd
@@ -63,7 +66,7 @@ def to_dataframe(runs: Sequence[Run]) -> Any:
         raise ImportError("a table needs pandas: pip install 'mle-daemon[pandas]'") from error
     dimensions = _dimensions(runs)
     columns, problems = _gather(runs, dimensions)
-    _warn_of(problems)
+    _warn_of(runs, problems)
     lengths = _lengths(runs, columns)
     starts = np.cumsum(lengths) - lengths
     table: dict[str, Any] = {}
@@ -104,7 +107,8 @@ def to_xarray(runs: Sequence[Run]) -> Any:
     gathered, problems = _gather(runs, [*dimensions, _STEP])
     columns = [column for column in gathered if len(column.item_shapes) == 1]
     ragged = [column.name for column in gathered if len(column.item_shapes) > 1]
-    _warn_of([*problems, *(f"{name!r} has arrays of different shapes" for name in ragged)])
+    problems += [f"{name!r} has arrays of different shapes" for name in ragged]
+    _warn_of(runs, problems)
     steps = int(_lengths(runs, columns).max(initial=0))
     shape = [len(index) for index in dimensions.values()]
     starts = np.zeros(len(runs), np.int64)
@@ -153,7 +157,8 @@ def _lengths(runs: Sequence[Run], columns: Iterable[_Column]) -> Integers:
 # --- columns of all runs --------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False, slots=True)
 class _Piece:
-    """One run's part of a column.  Args: rows: the updates at which its values were logged."""
+    """One run's part of a column.  Args: rows: the updates at which its values were logged, all of
+    which are known."""
 
     run: int
     rows: Integers
@@ -188,10 +193,12 @@ def _gather(runs: Sequence[Run], taken: Iterable[str]) -> tuple[list[_Column], l
     for group in ("time", "stats"):
         for key in _keys(runs, group):
             try:
-                parts = _parts(runs, group, key)
+                parts, unknown = _parts(runs, group, key)
             except ValueError as error:
                 problems.append(str(error))
                 continue
+            if unknown:
+                problems.append(updates.left_out(key, unknown))
             for part, pieces in parts.items():
                 name = f"{key}{part}"
                 while name in used:
@@ -208,13 +215,17 @@ def _keys(runs: Sequence[Run], group: str) -> list[str]:
     return sorted(keys, key=lambda key: (group, key) != ("time", _FIRST))
 
 
-def _parts(runs: Sequence[Run], group: str, key: str) -> dict[str, list[_Piece]]:
+def _parts(runs: Sequence[Run], group: str, key: str) -> tuple[dict[str, list[_Piece]], int]:
     """The values of a key: {"": of runs} or {"_mean": …, …: of aggregated seeds}.
 
+    Returns:
+        These, and how many are left out, for nobody knows at which updates they were logged.
+
     Raises:
-        ValueError: nobody knows at which updates they were logged.
+        ValueError: nobody knows that of a run's whole column.
     """
     parts: dict[str, list[_Piece]] = {}
+    unknown = 0
     for i, (_, _, run) in enumerate(runs):
         if key not in run[group]:
             continue
@@ -222,9 +233,12 @@ def _parts(runs: Sequence[Run], group: str, key: str) -> dict[str, list[_Piece]]
         if isinstance(column, list):
             raise ValueError(f"{key!r} of aggregated seeds has no mean")
         rows = run.row_numbers(group, key)
+        without = updates.count_unknown(rows)
+        unknown += without
+        placed = updates.known(rows) if without else slice(None)
         for part, values in _columns_of(column):
-            parts.setdefault(part, []).append(_Piece(i, rows, values))
-    return parts
+            parts.setdefault(part, []).append(_Piece(i, rows[placed], values[placed]))
+    return parts, unknown
 
 
 def _columns_of(column: Any) -> Iterator[tuple[str, Array]]:
@@ -235,9 +249,11 @@ def _columns_of(column: Any) -> Iterator[tuple[str, Array]]:
         yield f"_{part}", column[part]
 
 
-def _warn_of(problems: Sequence[str]) -> None:
-    if problems:
-        warnings.warn(f"left out: {'; '.join(problems)}", UserWarning, stacklevel=4)
+def _warn_of(runs: Sequence[Run], problems: Sequence[str]) -> None:
+    said = [f"left out: {'; '.join(problems)}"] if problems else []
+    remarks = [run.remark(clock) for _, _, run in runs for clock in run["time"]]
+    for remark in dict.fromkeys([*said, *filter(None, remarks)]):
+        warnings.warn(remark, UserWarning, stacklevel=4)
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -63,6 +63,10 @@ class Once(Unread):
             self._source = None  # which may keep a file open
         return self._value
 
+    def peek(self) -> Any:
+        """The value if it was read, else what reads it."""
+        return self._value if self._source is None else self._source
+
 
 class LazyDict(AttrDict):
     """An `AttrDict`, some of whose values may be `Unread`.

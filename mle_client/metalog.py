@@ -13,6 +13,7 @@ first looked at (`lazydict`); names, lengths and the facts about a run need no c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import (
     Callable,
     ItemsView,
@@ -24,20 +25,18 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from mle_client import layout
+from mle_client import layout, updates
 from mle_client.attrdict import AttrDict, absent
-from mle_client.blocks import Array
+from mle_client.blocks import Array, ArrayColumn, Column
 from mle_client.lazydict import Deferred, LazyDict, Once, Unread, load_nested, peek
 from mle_client.summary import Summary
+from mle_client.updates import LinedUp, Rows
 
 __all__ = ["Array", "AttrDict", "Facts", "MetaLog", "Opening", "Rows", "RunLog"]
-
-Rows: TypeAlias = "npt.NDArray[np.int64]"
 
 _CLOCK: Final = "num_updates"  # that every run of ours has
 
@@ -51,8 +50,9 @@ class Facts:
         start_time: seconds since the epoch at which its clock "time_elapsed" is 0, or None.
         ticks: how many updates it has; None where only the clocks tell.
         rows: {`layout.rows_name(group, key)`: shape (n,), the updates at which the key was
-            logged}; may be unread.  None, or no such name, where it was logged at every one or
-            nobody knows.
+            logged, see `updates`}; may be unread.  None, or no such name, where it was logged at
+            every one or nobody knows; of another length than the column where nobody knows.
+        remarks: {clock: what whoever uses it should know, in words}.
         lost: updates that could not be kept, and are no rows.
     """
 
@@ -60,6 +60,7 @@ class Facts:
     start_time: float | None = None
     ticks: int | None = None
     rows: Mapping[str, Rows | Once | None] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
     lost: int = 0
 
 
@@ -179,42 +180,81 @@ class RunLog(LazyDict):
         Returns:
             Two of equal length: the clock's values at the updates that logged the statistic, shape
             (n,), and the statistic's values there, shape (n, *item).  Of aggregated seeds the
-            second is a `Summary` of such arrays.
+            second is a `Summary` of such arrays, and the clock is that of one seed; see
+            `aggregate`.
 
         Raises:
             KeyError: there is no such statistic or clock.
             ValueError: the file does not say at which updates they were logged.
+
+        Warns:
+            UserWarning: values are left out, for nobody knows their updates: mle-logging logged
+                them, and the log was continued.  Or the seeds' clocks differ.
         """
+        found = self.line_up(key, clock)
+        said = [updates.left_out(name, count) for name, count in found.unknown.items()]
+        remarks = [f"left out: {'; '.join(said)}"] if said else []
+        for remark in [*remarks, *filter(None, [found.remark])]:
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        return found.steps, found.values
+
+    def line_up(self, key: str, clock: str = _CLOCK) -> LinedUp:
+        """Line a statistic up with a clock as `aligned`, and return what that warns of."""
         values, steps = self.stats[key], self.time[clock]
         if isinstance(values, list):
             raise ValueError(f"{key!r} of several seeds is no single column: load each seed")
-        _, at_value, at_step = np.intersect1d(
-            self.row_numbers("stats", key),
-            self.row_numbers("time", clock),
-            assume_unique=True,
-            return_indices=True,
+        value_rows, step_rows = self.row_numbers("stats", key), self.row_numbers("time", clock)
+        at_value, at_step = updates.common(value_rows, step_rows)
+        counts = {
+            key: updates.count_unknown(value_rows),
+            f"time/{clock}" if clock == key else clock: updates.count_unknown(step_rows),
+        }
+        return LinedUp(
+            steps[at_step],
+            values.at(at_value) if isinstance(values, Summary) else values[at_value],
+            {name: count for name, count in counts.items() if count},
+            self.remark(clock),
         )
-        if isinstance(values, Summary):
-            return steps[at_step], values.at(at_value)
-        return steps[at_step], values[at_value]
+
+    def remark(self, clock: str) -> str:
+        """What whoever uses a clock should know, in words; "" for nothing."""
+        return self._facts.remarks.get(clock, "")
 
     def row_numbers(self, group: str, key: str) -> Rows:
         """The updates, counted from 0, at which a key of "stats" or "time" was logged.
+
+        Returns:
+            One a value, ascending; below 0 where nobody knows the update of a value that
+            mle-logging logged, in a log that was continued.
 
         Raises:
             ValueError: the file does not say.
         """
         column = peek(self[group], key)
         stored = _read_rows(self._facts.rows.get(layout.rows_name(group, key)))
-        if stored is not None:
-            return stored
         length = len(column.n) if isinstance(column, Summary) else len(column)
-        if length != self.ticks:
-            raise ValueError(
-                f"{key!r} has {length} values in a run of {self.ticks} updates, and the file does "
-                "not say at which: it was written by mle-logging, which does not keep that"
-            )
+        if stored is not None and len(stored) == length:
+            return stored
+        if stored is not None or length != self.ticks:
+            raise _unknown_updates(key, length, self.ticks)
         return np.arange(length, dtype=np.int64)
+
+    def row_column(self, group: str, key: str) -> Column | None:
+        """The same of a run that is no aggregate, not read yet if it need not be.
+
+        Returns:
+            None where the key was logged at every update.
+
+        Raises:
+            ValueError: the file does not say.
+        """
+        rows: Any = self._facts.rows.get(layout.rows_name(group, key))
+        if isinstance(rows, Once):
+            rows = rows.peek()
+        length = len(peek(self[group], key))
+        if length != (self.ticks if rows is None else len(rows)):
+            raise _unknown_updates(key, length, self.ticks)
+        return ArrayColumn(rows) if isinstance(rows, np.ndarray) else rows
 
     def to_dataframe(self) -> Any:
         """Make a table of the run: a row an update, a column a clock or statistic.
@@ -226,7 +266,8 @@ class RunLog(LazyDict):
             ImportError: there is no pandas.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged; these are left out.
         """
         from mle_client import frames  # most users of a log never need it
 
@@ -242,7 +283,8 @@ class RunLog(LazyDict):
             ImportError: there is no xarray.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged; these are left out.
         """
         from mle_client import frames
 
@@ -251,6 +293,13 @@ class RunLog(LazyDict):
     def __reduce_ex__(self, protocol: Any) -> Any:
         self.load()
         return RunLog._of, ({group: self[group] for group in layout.GROUPS}, self._known)
+
+
+def _unknown_updates(key: str, length: int, ticks: int) -> ValueError:
+    return ValueError(
+        f"{key!r} has {length} values in a run of {ticks} updates, and the file does not say at "
+        "which: it was written by mle-logging, which does not keep that"
+    )
 
 
 def _read_rows(rows: Rows | Once | None) -> Rows | None:
@@ -386,7 +435,8 @@ class MetaLog:
             ImportError: there is no pandas.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged; these are left out.
         """
         from mle_client import frames
 
@@ -402,8 +452,8 @@ class MetaLog:
             ImportError: there is no xarray.
 
         Warns:
-            UserWarning: nobody knows at which updates a statistic was logged, or its arrays have
-                different shapes; it is left out.
+            UserWarning: nobody knows at which updates a statistic, or some of its values, were
+                logged, or its arrays have different shapes; these are left out.
         """
         from mle_client import frames
 

@@ -94,7 +94,8 @@ def visualize_1D_lcurves(
         ImportError: there is no matplotlib.
 
     Warns:
-        UserWarning: some runs lack the statistic; the others are drawn.
+        UserWarning: some runs lack the statistic; the others are drawn.  Or values are left out,
+            for nobody knows their updates; or the clock differs between aggregated seeds.
     """
     if every_nth_tick is not None and every_nth_tick < 1:
         raise ValueError(f"every_nth_tick={every_nth_tick}: give 1 or more")

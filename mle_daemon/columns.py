@@ -321,16 +321,17 @@ def _stored_rows(column: Column, first: int, known: Mapping[Key, Column]) -> Row
     """The rows of the values beside which no row numbers are stored.
 
     All of them, as a rule.  In a log of mle-logging's a column may be shorter.  As long as one of
-    the clocks it lacks the last rows: a kill came between.  Of any other nobody knows the rows;
-    their values get negative numbers, which are those of no row.
+    the clocks that every update has it lacks the last rows: a kill came between.  Of any other,
+    a clock of the user's included, nobody knows the rows; their values get negative numbers, which
+    are those of no row.
 
     Args:
         first: rows of the file.
         known: its columns.
     """
     length = column.length
-    clocks = {other.length for (group, _), other in known.items() if group == "time"}
-    if length == first or length in clocks:
+    own = {known[key].length for name in layout.OWN_CLOCKS if (key := ("time", name)) in known}
+    if length == first or length in own:
         return np.arange(length, dtype=np.int64)
     return np.arange(-length, 0, dtype=np.int64)
 

@@ -564,6 +564,14 @@ TABLE = (
         seen=(habit("A6", "'KeyError' → 2, 1"), habit("A6", "str → list of 2 int")),
     ),
     Difference(
+        "A7",
+        "the i-th values of the seeds are averaged, also where they are of different updates",
+        "the values of one update are, in logs of ours",
+        "a seed may miss an evaluation",
+        "a step for each update at which any seed has a value, `n` without those that have none",
+        seen=(habit("A7", "0.0, 10.0, 25.0, 30.0 → 0.0, 10.0, 20.0, 30.0"),),
+    ),
+    Difference(
         "I1",
         "TensorBoard's x-axis is `time_elapsed`, and another clock after `reload=True`",
         "your first clock",

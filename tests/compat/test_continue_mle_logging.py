@@ -20,6 +20,7 @@ import pytest
 
 from mle_client import layout
 from mle_client.kept import kept_to_json, kept_to_plain, meta_lists
+from mle_client.metalog import MetaLog
 from mle_client.reader import read_kept, read_runs
 from mle_client.resume import resume
 from mle_client.retention import Policy, Saved, to_plain
@@ -143,7 +144,8 @@ def test_a_key_that_not_every_tick_had_goes_on(root: Path, written: Path) -> Non
     log.publish(({"num_steps": 8}, {"loss": 0.8, "rare": 8.0}))
     run = log.read()
     assert run.stats.rare.tolist() == [1, 3, 5, 8]
-    steps, values = run.aligned("rare", "num_steps")
+    with pytest.warns(UserWarning, match="left out: 3 values of 'rare': nobody knows at which"):
+        steps, values = run.aligned("rare", "num_steps")
     assert (steps.tolist(), values.tolist()) == ([8], [8.0])
     assert run.aligned("loss", "num_steps")[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert log.read_by_mle_logging()["stats"]["rare"] == [1, 3, 5, 8]
@@ -212,18 +214,44 @@ def test_a_log_that_a_kill_left_ragged_goes_on(root: Path, written: Path, number
             assert run[group][name].tolist()[: len(old)] == old
             assert len(run[group][name]) == len(old) + 2
     for name in ("loss", "acc"):
-        steps, values = run.aligned(name, "num_steps")
-        known = dict(zip(steps.tolist(), values.tolist(), strict=True))
+        found = run.line_up(name, "num_steps")
+        known = dict(zip(found.steps.tolist(), found.values.tolist(), strict=True))
         assert known[rows + 1] == known[rows + 2] == run.stats[name][-1]
     log.state = log.store.seal(log.path, log.state)
     assert log.store.inspect(log.path) == log.state
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_a_short_clock_says_what_the_old_rows_of_a_statistic_are(
-    root: Path, written: Path, number: int
+def test_old_values_of_several_seeds_are_in_no_row_of_another(root: Path, written: Path) -> None:
+    pytest.importorskip("pandas")
+    runs = {}
+    for seed in ("one", "two"):
+        log = Continued(root / seed, written, "sparse")
+        log.publish(({"num_steps": 7}, {"loss": 0.7, "rare": 7.0}), ({"num_steps": 8}, {}))
+        runs[seed] = log.read()
+    with pytest.warns(UserWarning, match="left out: 6 values of 'rare': nobody knows at which"):
+        frame = MetaLog(runs).to_dataframe()
+    assert frame.rare.dropna().to_dict() == {6: 7.0, 14: 7.0}
+
+
+def test_a_clock_that_not_every_tick_had_says_nothing_about_a_statistic_as_long(
+    root: Path, written: Path
 ) -> None:
-    log = Continued(root, written, f"killed_{number}")
+    log = Continued(root, written, "sparse_clock")
+    log.publish(({"num_steps": 7}, {"loss": 0.7}), ({"num_steps": 8, "epoch": 3}, {"acc": 0.8}))
+    run = log.read()
+    said = "left out: 2 values of 'acc': nobody knows"
+    with pytest.warns(UserWarning, match=said):
+        steps, values = run.aligned("acc", "num_steps")
+    assert (steps.tolist(), values.tolist()) == ([8], [0.8])
+    with pytest.warns(UserWarning, match=rf"{said}.*; 2 values of 'epoch': nobody knows"):
+        epochs, values = run.aligned("acc", "epoch")
+    assert (epochs.tolist(), values.tolist()) == ([3], [0.8])
+
+
+def test_a_short_clock_of_every_tick_says_what_the_old_rows_of_a_statistic_are(
+    root: Path, written: Path
+) -> None:
+    log = Continued(root, written, "killed_2")
     log.publish(({"num_steps": 8}, {"loss": 0.5}))
     updates, losses = log.read().aligned("loss")
     assert updates.tolist() == [1, 2, 3, 4, 8]

@@ -46,6 +46,15 @@ def sparse():
     log.save()
 
 
+def sparse_clock():
+    """A clock of every third tick, and a statistic as rare as it."""
+    log = logger("sparse_clock")
+    for step in range(1, 7):
+        epoch, acc = ({"epoch": step // 3}, {"acc": step / 10}) if step % 3 == 0 else ({}, {})
+        log.update({"num_steps": step, **epoch}, {"loss": 1 / step, **acc})
+    log.save()
+
+
 def odd_names():
     log = logger("odd_names")
     for step in range(1, 4):
@@ -100,6 +109,7 @@ def killed(number):
 
 plain()
 sparse()
+sparse_clock()
 odd_names()
 clocks_only()
 models("models", 5)

@@ -643,6 +643,17 @@ def how_many_seeds_a_mean_rests_on():
     return np.asarray(different_lengths().stats.loss["n"])[[0, -1]].tolist()
 
 
+@habit("A7")
+def mean_of_a_metric_that_a_seed_missed_once():
+    for seed, missed in ((1, ()), (2, (2,))):
+        ticks = [
+            {"x": 0.0} if step in missed else {"x": 0.0, "acc": 10.0 * step} for step in range(4)
+        ]
+        logged(*ticks, what_to_track=["x", "acc"], folder="exp", seed_id=seed)
+    merge_seed_logs("exp/logs/log.hdf5", "exp")
+    return np.asarray(load_log("exp", aggregate_seeds=True).eval.stats.acc["mean"]).tolist()
+
+
 # --- the rest -------------------------------------------------------------------------------------
 class Harmful:
     def __reduce__(self):

@@ -9,7 +9,7 @@ import pytest
 
 from mle_client import layout
 from mle_client.aggregate import aggregate_seeds
-from mle_client.lazydict import LazyDict, Unread
+from mle_client.lazydict import LazyDict, Once, Unread, peek
 from mle_client.metalog import AttrDict, Facts, Opening, RunLog
 
 
@@ -98,6 +98,112 @@ def test_a_rare_statistic_of_several_seeds_can_be_aligned() -> None:
     assert steps.tolist() == [2, 4]
     assert summary.mean.tolist() == [0.0, 2.0]
     assert summary.n.tolist() == [2, 2]
+
+
+def sparse(ticks: int, **columns: dict[int, float]) -> RunLog:
+    """A run of so many updates.  Args: columns: of "stats", values by row."""
+    rows = {layout.rows_name("stats", key): np.array(list(of)) for key, of in columns.items()}
+    return seed({key: list(of.values()) for key, of in columns.items()}, ticks=ticks, rows=rows)
+
+
+def test_a_statistic_that_a_seed_missed_once_is_aggregated_by_update() -> None:
+    every_tenth = {row: float(row) for row in range(0, 100, 10)}
+    missed = {row: value for row, value in every_tenth.items() if row != 30}
+    runs = {f"seed_{i}": sparse(100, acc=every_tenth if i < 2 else missed) for i in range(3)}
+    result = aggregate_seeds(runs)
+    updates, summary = result.aligned("acc")
+    assert updates.tolist() == [row + 1 for row in every_tenth]
+    assert summary.mean.tolist() == summary.p10.tolist() == list(every_tenth.values())
+    assert summary.std.tolist() == [0.0] * 10
+    assert summary.n.tolist() == [3, 3, 3, 2, 3, 3, 3, 3, 3, 3]
+    assert len(result.stats.acc.n) == 10
+
+
+def test_seeds_that_never_log_at_the_same_update_are_not_mixed() -> None:
+    runs = {"seed_1": sparse(5, acc={0: 1.0, 2: 2.0}), "seed_2": sparse(6, acc={1: 5.0, 5: 6.0})}
+    result = aggregate_seeds(runs)
+    assert len(peek(result.stats, "acc")) == 4
+    assert result.row_numbers("stats", "acc").tolist() == [0, 1, 2, 5]
+    assert result.stats.acc.mean.tolist() == [1.0, 5.0, 2.0, 6.0]
+    assert result.stats.acc.n.tolist() == [1, 1, 1, 1]
+
+
+def test_a_seed_that_logs_at_every_update_is_put_together_with_one_that_does_not() -> None:
+    runs = {"seed_1": seed({"acc": [1, 2, 3]}), "seed_2": sparse(4, acc={1: 4, 3: 8})}
+    result = aggregate_seeds(runs)
+    assert result.row_numbers("stats", "acc").tolist() == [0, 1, 2, 3]
+    assert result.stats.acc.mean.tolist() == [1.0, 3.0, 3.0, 8.0]
+    assert result.stats.acc.n.tolist() == [1, 2, 1, 1]
+
+
+def test_values_of_which_a_seed_does_not_know_the_update_are_left_out_of_the_others() -> None:
+    runs = {"seed_1": sparse(9, acc={-2: 1.0, -1: 2.0, 7: 3.0}), "seed_2": sparse(9, acc={7: 5.0})}
+    result = aggregate_seeds(runs)
+    with pytest.warns(UserWarning, match="left out of the mean over seeds: 2 values of 'acc'"):
+        assert result.stats.acc.mean.tolist() == [4.0]
+    steps, summary = result.aligned("acc")
+    assert (steps.tolist(), summary.n.tolist()) == ([8], [2])
+
+
+def test_where_no_update_is_known_or_all_are_the_same_values_go_by_position() -> None:
+    for one, other in [
+        ({-2: 1.0, -1: 2.0}, {-1: 3.0}),
+        ({-2: 1.0, -1: 2.0, 7: 0.0}, {-2: 3.0, -1: 4.0, 7: 0.0}),
+    ]:
+        result = aggregate_seeds({"seed_1": sparse(9, acc=one), "seed_2": sparse(9, acc=other)})
+        assert result.stats.acc.mean[0] == 2.0
+        with pytest.warns(UserWarning, match="2 values of 'acc': nobody knows"):
+            steps, summary = result.aligned("acc")
+        assert steps.tolist() == [8][: len(one) - 2]
+        assert summary.mean.tolist() == [0.0][: len(one) - 2]
+
+
+def test_a_seed_whose_updates_nobody_knows_makes_those_of_the_mean_unknown() -> None:
+    runs = {"seed_1": seed({"acc": [1.0, 2.0]}), "seed_2": seed({"acc": [3.0]}, ticks=2)}
+    result = aggregate_seeds(runs)
+    assert result.stats.acc.mean.tolist() == [2.0, 2.0]
+    with pytest.raises(ValueError, match="does not say at which"):
+        result.aligned("acc")
+
+
+# --- clocks of several seeds ----------------------------------------------------------------------
+def clocked(clock: str, values: list, stats: dict | None = None, **kwargs) -> RunLog:
+    ticks = 3
+    time = {"num_updates": np.arange(1, ticks + 1), clock: np.array(values)}
+    return RunLog({"eval_id": "lr_0.1"}, stats or {"loss": np.zeros(ticks)}, time, **kwargs)
+
+
+def test_clocks_that_differ_at_one_update_are_warned_of_where_they_are_used() -> None:
+    runs = {"seed_1": clocked("step", [0, 10, 20]), "seed_2": clocked("step", [0, 20, 40])}
+    result = aggregate_seeds(runs).load()
+    said = r"the clock 'step' is not the same in all seeds of 'lr_0.1': at update 2 seed_1 has 10"
+    with pytest.warns(UserWarning, match=said) as warned:
+        steps, summary = result.aligned("loss", "step")
+    assert len(warned) == 1
+    assert (steps.tolist(), summary.n.tolist()) == ([0, 10, 20], [2, 2, 2])
+    result.aligned("loss")  # a warning is an error here
+
+
+def test_clocks_of_shorter_seeds_and_of_fewer_updates_need_not_differ() -> None:
+    epoch = layout.rows_name("time", "epoch")
+    runs = {
+        "seed_1": clocked("epoch", [1, 2], rows={epoch: np.array([0, 2])}),
+        "seed_2": clocked("epoch", [2], rows={epoch: np.array([2])}),
+        "seed_3": clocked("epoch", [7], rows={epoch: np.array([-1])}),
+        "seed_4": clocked("other", [0, 1, 2]),
+    }
+    assert aggregate_seeds(runs).aligned("loss", "epoch")[0].tolist() == [1, 2]
+
+
+def test_a_clock_that_is_no_number_anywhere_does_not_differ() -> None:
+    runs = {f"seed_{i}": clocked("step", [0.0, np.nan, 1.0]) for i in (1, 2)}
+    aggregate_seeds(runs).aligned("loss", "step")
+
+
+@pytest.mark.parametrize("clock", ["time", "time_elapsed"])
+def test_no_two_seeds_share_the_time_of_the_wall(clock) -> None:
+    runs = {f"seed_{i}": clocked(clock, [i, i + 1, i + 2]) for i in (1, 2)}
+    aggregate_seeds(runs).aligned("loss", clock)
 
 
 def test_a_statistic_logged_at_every_tick_of_a_shorter_seed_is_aligned_with_its_ticks() -> None:
@@ -237,6 +343,26 @@ def test_a_statistic_is_aggregated_when_it_is_looked_at_and_never_read_as_a_whol
     assert [of["loss"].asked for of in columns.values()] == [["read"]] * 3
     assert [of["acc"].asked for of in columns.values()] == [[]] * 3
     assert [of["num_updates"].asked for of in columns.values()] == [[], ["load"], []]
+
+
+def test_row_numbers_of_seeds_are_read_with_their_statistic_and_not_kept() -> None:
+    rows, runs = {}, {}
+    for name, of in (("seed_1", [0, 2, 4]), ("seed_2", [0, 2, 3])):
+        rows[name] = Counted(of)
+        acc, clock = Counted([1.0, 2.0, 3.0]), Counted([1, 2, 3, 4, 5])
+        facts = Facts(ticks=5, rows={layout.rows_name("stats", "acc"): Once(rows[name])})
+        groups = {
+            "meta": AttrDict(),
+            "stats": LazyDict(acc=acc, loss=clock),
+            "time": LazyDict(num_updates=clock),
+        }
+        runs[name] = RunLog.unopened(Opening(lambda groups=groups, facts=facts: (groups, facts)))
+    result = aggregate_seeds(runs)
+    assert result.stats.loss.n.tolist() == [2] * 5
+    assert all(of.asked == [] for of in rows.values())
+    assert result.stats.acc.n.tolist() == [2, 2, 1, 1]
+    assert "load" not in rows["seed_2"].asked  # a block at a time; of the longest one is enough
+    assert result.row_numbers("stats", "acc").tolist() == [0, 2, 3, 4]
 
 
 def test_seeds_are_let_go_when_the_last_of_their_columns_was_read() -> None:

@@ -282,3 +282,29 @@ def test_labels_for_runs_in_another_order_than_theirs_are_remarked_upon() -> Non
         plan_curves(log, "num_updates", "loss", run_ids=["a", "b"], labels=["A", "B"]),
     ):
         assert calm.remarks == []
+
+
+# --- what is left out -----------------------------------------------------------------------------
+def test_values_of_unknown_update_are_not_drawn_and_remarked_upon_once() -> None:
+    log = {
+        "a": run([1.0, 2.0, 3.0], acc={-2: 0.1, -1: 0.2, 2: 0.3}),
+        "b": run([1.0, 2.0, 3.0], acc={-1: 0.4, 1: 0.5}),
+        "c": run([1.0], acc={-1: 0.6}),
+        "d": run([1.0], acc=[0.7]),
+    }
+    plan = plan_curves(log, "num_updates", "acc")
+
+    assert [curve.x.tolist() for curve in plan.curves] == [[3], [2], [], [1]]
+    assert [curve.y.tolist() for curve in plan.curves] == [[0.3], [0.5], [], [0.7]]
+    (remark,) = plan.remarks
+    assert remark.startswith("left out: 4 values of 'acc' of a, b, c: nobody knows at which")
+
+
+def test_clocks_of_seeds_that_differ_are_remarked_upon_once() -> None:
+    seeds = {f"seed_{i}": run([1.0, 2.0][:i], acc=[0.5] * i) for i in (1, 2)}
+    seeds["seed_1"]["time"]["num_steps"] = np.array([7])
+    log = {"a": aggregate_seeds(seeds)}
+
+    (remark,) = plan_curves(log, "num_steps", ["loss", "acc"]).remarks
+    assert remark.startswith("the clock 'num_steps' is not the same in all seeds")
+    assert plan_curves(log, "num_updates", "loss").remarks == []

@@ -230,6 +230,55 @@ def test_what_cannot_be_placed_is_left_out_and_named() -> None:
             assert "note" not in getattr(MetaLog({"eval": words}), method)()
 
 
+def test_values_of_unknown_update_are_left_out_and_land_in_no_other_run() -> None:
+    shape = [[1, 2], [3, 4], [5, 6]]
+    log = MetaLog(
+        {
+            "seed_1": run(4, acc={-2: 9.0, -1: 8.0, 3: 1.0}, loss=[1, 2, 3, 4]),
+            "seed_2": run(4, acc={-1: 7.0, 2: 2.0}, g=dict(zip((-2, -1, 1), shape, strict=True))),
+        }
+    )
+    said = r"left out: 3 values of 'acc': nobody knows .*; 2 values of 'g': nobody knows"
+    with pytest.warns(UserWarning, match=said) as warned:
+        frame = log.to_dataframe()
+    assert len(warned) == 1
+    nothing = [np.nan] * 3
+    np.testing.assert_array_equal(frame.acc, [*nothing, 1.0, np.nan, np.nan, 2.0, np.nan])
+    assert [cell is None for cell in frame.g] == [True] * 5 + [False] + [True] * 2
+    assert frame.g[5].tolist() == [5, 6]
+    with pytest.warns(UserWarning, match=said):
+        data = log.to_xarray()
+    np.testing.assert_array_equal(data.acc, [[*nothing, 1.0], [np.nan, np.nan, 2.0, np.nan]])
+    assert log.seed_1.stats.acc.tolist() == [9.0, 8.0, 1.0]
+
+
+def test_values_of_unknown_update_are_left_out_of_aggregates_and_clocks() -> None:
+    seeds = {
+        f"seed_{i}": run(3, clocks={"epoch": {-1: 4, 2: 5}}, acc={-1: 9.0, 1: float(i)})
+        for i in (1, 3)
+    }
+    with pytest.warns(UserWarning, match=r"left out: 1 values of 'epoch'.*; 1 values of 'acc'"):
+        frame = MetaLog({"a": aggregate_seeds(seeds)}).to_dataframe()
+    np.testing.assert_array_equal(frame.acc_mean, [np.nan, 2.0, np.nan])
+    np.testing.assert_array_equal(frame.epoch, [np.nan, np.nan, 5.0])
+
+
+def test_a_table_of_seeds_whose_clocks_differ_says_so_once() -> None:
+    seeds = {f"seed_{i}": run(2, clocks={"step": [0, i]}, loss=[1, 2]) for i in (1, 2)}
+    aggregate = aggregate_seeds(seeds)
+    for method in ("to_dataframe", "to_xarray"):
+        with pytest.warns(UserWarning, match="the clock 'step' is not the same") as warned:
+            getattr(MetaLog({"a": aggregate, "b": aggregate}), method)()
+        assert [each.filename for each in warned] == [__file__]
+
+
+def test_aggregated_seeds_stand_at_the_updates_of_each() -> None:
+    seeds = {"seed_1": run(4, acc={0: 1.0, 3: 3.0}), "seed_2": run(4, acc={0: 2.0, 2: 7.0})}
+    frame = MetaLog({"a": aggregate_seeds(seeds)}).to_dataframe()
+    np.testing.assert_array_equal(frame.acc_mean, [1.5, np.nan, 7.0, 3.0])
+    np.testing.assert_array_equal(frame.acc_n, [2, np.nan, 1, 1])
+
+
 def test_what_is_in_a_table_is_no_part_of_the_log() -> None:
     log = run(2, loss=[1.0, 2.0])
     frame, data = log.to_dataframe(), log.to_xarray()

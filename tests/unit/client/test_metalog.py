@@ -69,6 +69,59 @@ def test_ticks_without_the_clock_are_left_out() -> None:
     assert values.tolist() == [0.2, 0.3]
 
 
+def test_values_of_unknown_update_are_left_out_and_counted() -> None:
+    rows = {
+        layout.rows_name("stats", "acc"): np.array([-3, -2, -1, 4]),
+        layout.rows_name("time", "epoch"): np.array([-2, -1, 3, 4]),
+    }
+    time = {"num_updates": np.arange(1, 6), "epoch": np.array([1, 2, 3, 4])}
+    log = RunLog({}, {"acc": np.array([0.1, 0.2, 0.3, 0.4])}, time, rows=rows)
+    with pytest.warns(UserWarning, match="left out: 3 values of 'acc': nobody knows") as warned:
+        steps, values = log.aligned("acc")
+    assert (steps.tolist(), values.tolist()) == ([5], [0.4])
+    assert [each.filename for each in warned] == [__file__]
+    with pytest.warns(UserWarning, match=r"3 values of 'acc'.*; 2 values of 'epoch'") as warned:
+        steps, values = log.aligned("acc", "epoch")
+    assert (steps.tolist(), values.tolist()) == ([4], [0.4])
+    assert len(warned) == 1
+    assert log.stats.acc.tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert log.row_numbers("stats", "acc").tolist() == [-3, -2, -1, 4]
+
+
+def test_a_statistic_and_a_clock_of_one_name_are_told_apart() -> None:
+    name = "epoch"
+    rows = {layout.rows_name(group, name): np.array([-1]) for group in ("stats", "time")}
+    log = RunLog({}, {name: np.array([1])}, {name: np.array([2])}, rows=rows)
+    with pytest.warns(UserWarning, match=r"1 values of 'epoch'.*; 1 values of 'time/epoch'"):
+        log.aligned(name, name)
+
+
+def test_row_numbers_that_do_not_fit_their_column_say_nothing() -> None:
+    rows = {layout.rows_name("stats", "acc"): np.array([1])}
+    log = RunLog({}, {"acc": np.zeros(2)}, {"num_updates": np.arange(2)}, rows=rows)
+    for ask in (log.row_numbers, log.row_column):
+        with pytest.raises(ValueError, match="does not say at which"):
+            ask("stats", "acc")
+
+
+def test_row_numbers_are_a_column_that_is_not_read() -> None:
+    stored = Counted([1, 3])
+    rows = {layout.rows_name("stats", "acc"): Once(stored)}
+    groups = {
+        "meta": AttrDict(),
+        "stats": AttrDict(acc=np.zeros(2), loss=np.zeros(4)),
+        "time": AttrDict(),
+    }
+    log = RunLog.unopened(Opening(lambda: (groups, Facts(ticks=4, rows=rows))))
+    assert log.row_column("stats", "acc") is stored
+    assert log.row_column("stats", "loss") is None
+    assert stored.reads == 0
+    assert log.row_numbers("stats", "acc").tolist() == [1, 3]
+    column = log.row_column("stats", "acc")
+    assert column is not None
+    assert column.load().tolist() == [1, 3]
+
+
 def test_a_short_column_without_row_numbers_is_refused_and_not_guessed() -> None:
     with pytest.raises(ValueError, match=r"'acc' has 1 values in a run of 3 updates"):
         run([1.0, 2.0, 3.0], acc=[0.5]).aligned("acc")

@@ -304,3 +304,37 @@ def test_columns_of_mle_logging_take_exact_values_and_longer_text() -> None:
     assert after["note"].dtype == Text(0)
     assert after["time"].dtype == np.dtype("S14")
     assert plan.problems == ()
+
+
+def foreign(ticks: int, **lengths: int) -> FileState:
+    """A log of mle-logging's.  Args: ticks: of the clocks that every update has; lengths: of a
+    statistic "acc", or of clocks."""
+    own = dict.fromkeys(layout.OWN_CLOCKS, ticks)
+    found = [Column("time", name, np.dtype("f4"), (), own.get(name, 0), True) for name in own]
+    for name, length in lengths.items():
+        group = "stats" if name == "acc" else "time"
+        found.append(Column(group, name, np.dtype("f4"), (), length, True))
+    columns = {(column.group, column.name): column for column in found}
+    rows = max(column.length for column in found)
+    return FileState("", rows, {}, columns, "", 0.0, 0)
+
+
+def rows_after_one_more(state: FileState) -> dict[str, list[int]]:
+    """The row numbers that a log of mle-logging's gets with its first tick of ours."""
+    plan = plan_append(state, blocks_of(({}, {"new": 1.0})), START, lambda column: [])
+    return {a.after.name: a.rows.tolist() for a in plan.appends if a.rows is not None}
+
+
+def test_a_rare_statistic_is_not_taken_for_one_that_lacks_its_last_rows() -> None:
+    found = rows_after_one_more(foreign(6, acc=2, epoch=2, step=6))
+    assert found["acc"] == found["epoch"] == [-2, -1]
+    assert found["step"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_column_as_long_as_a_clock_of_every_update_lacks_its_last_rows() -> None:
+    state = foreign(6, acc=4, epoch=2)
+    columns = dict(state.columns)
+    columns["time", "num_updates"] = Column("time", "num_updates", np.dtype("f4"), (), 4, True)
+    found = rows_after_one_more(FileState("", 6, {}, columns, "", 0.0, 0))
+    assert found["acc"] == [0, 1, 2, 3]
+    assert found["epoch"] == [-2, -1]
