@@ -47,7 +47,8 @@ def load_log(
     Returns:
         Runs by name, in natural order ("seed_2" before "seed_10"): seeds; or configurations with
         seeds inside; or, aggregated, configurations, or "eval" for seeds without one.  A single run
-        without a seed is returned itself, with `.meta`, `.stats` and `.time`.
+        without a seed is returned itself, with `.meta`, `.stats` and `.time`, unless it is to be
+        aggregated: then it is one seed.
 
         Of small logs everything is read at once.  Where the files have more than some MB, a column
         is read when it is first looked at, and a statistic aggregated when it is; what is read is
@@ -155,7 +156,7 @@ def _put_together(runs: Mapping[RunKey, RunLog], lasting: bool, asked: _Asked) -
 
 
 def _assemble(runs: Mapping[RunKey, RunLog], asked: _Asked) -> MetaLog | RunLog:
-    if set(runs) == {(None, layout.NO_SEED)}:
+    if set(runs) == {(None, layout.NO_SEED)} and not asked.aggregate:
         run = runs[None, layout.NO_SEED]
         return MetaLog({layout.NO_SEED: run}) if asked.reload_log else run
     configs: dict[str | None, dict[str, RunLog]] = {}

@@ -50,11 +50,20 @@ def write(path: Path, runs: dict[str, list[float]]) -> Path:
 # --- the five layouts -----------------------------------------------------------------------------
 def test_a_run_without_a_seed_is_returned_itself(tmp_path) -> None:
     write(tmp_path / "logs/log_no_seed_provided.hdf5", {"no_seed_provided": [0.5]})
-    for aggregated in (False, True):
-        log = load_log(tmp_path, aggregate_seeds=aggregated)
-        assert isinstance(log, RunLog)
-        assert log.stats.loss.tolist() == [0.5]
+    log = load_log(tmp_path)
+    assert isinstance(log, RunLog)
+    assert log.stats.loss.tolist() == [0.5]
     assert load_log(tmp_path, reload_log=True).eval_ids == ["no_seed_provided"]
+
+
+@pytest.mark.parametrize("reload_log", [False, True])
+def test_a_run_without_a_seed_is_aggregated_like_a_single_seed(tmp_path, reload_log) -> None:
+    path = write(tmp_path / "logs/log_no_seed_provided.hdf5", {"no_seed_provided": [0.5]})
+    for log in (load_log(tmp_path, True, reload_log), load_meta_log(path, reload_log=reload_log)):
+        assert log.eval_ids == ["eval"]
+        assert log.eval.stats.loss.mean.tolist() == [0.5]
+        assert log.eval.stats.loss.n.tolist() == [1]
+        assert log.eval.meta.seeds == ["no_seed_provided"]
 
 
 def test_one_seed_is_a_run_by_name_and_can_be_aggregated(tmp_path) -> None:
