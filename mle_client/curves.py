@@ -122,6 +122,9 @@ def plan_curves(
         used.add(label)
         x, y, edges = _values(source, target, clock, int(window), band)
         curves.append(Curve(source.run, source.seed, target, shown, x, y, edges))
+    for target in names:
+        if not any(np.isfinite(curve.y).any() for curve in curves if curve.target == target):
+            remarks.append(f"{target!r} has no finite value in any run: no line is to be seen")
     return Plan(curves, remarks)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mle_client import layout, parallel
 from mle_client.aggregate import aggregate_seeds as aggregate_over
 from mle_client.attrdict import AttrDict
-from mle_client.errors import LogNotFound
+from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.metalog import MetaLog, RunLog
 from mle_client.models import load_model as load_model  # mle-logging has it here
 from mle_client.seeds import NaturalKey, natural_key
@@ -133,12 +133,19 @@ def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bo
     lasting = large
     runs: dict[RunKey, RunLog] = {}
     for path in files:
-        file = OpenLog(path, hold=large)
-        lasting &= file.held
-        if large and asked.aggregate:  # of the clocks only one seed's will be read
-            found = reader.find_runs(file, asked.only, soon=("stats",))
-        else:
-            found = (reader.find_runs if file.held else reader.load_runs)(file, asked.only)
+        try:
+            file = OpenLog(path, hold=large)
+            lasting &= file.held
+            if large and asked.aggregate:  # of the clocks only one seed's will be read
+                found = reader.find_runs(file, asked.only, soon=("stats",))
+            else:
+                found = (reader.find_runs if file.held else reader.load_runs)(file, asked.only)
+        except LogDamaged as error:
+            if len(files) == 1:
+                raise
+            rest = next(other for other in files if other != path)
+            hint = f"load_log({rest!r}) and so on loads the others one by one"
+            raise LogDamaged(error.path, f"{error.why}; {hint}") from error
         for key, run in found.items():
             if key not in runs or logfiles.recency(run) >= logfiles.recency(runs[key]):
                 runs[key] = run

@@ -164,6 +164,17 @@ def test_one_damaged_log_is_an_error_that_names_it(tmp_path) -> None:
         load_log(tmp_path)
 
 
+def test_of_a_damaged_log_among_others_the_error_says_how_the_others_are_loaded(tmp_path) -> None:
+    good = write(tmp_path / "logs/log_seed_1.hdf5", {"seed_1": [1.0]})
+    (tmp_path / "logs/log_seed_2.hdf5").write_bytes(b"torn")
+    with pytest.raises(LogDamaged) as caught:
+        load_log(tmp_path)
+    assert f"load_log({str(good)!r}) and so on loads the others" in str(caught.value)
+    with pytest.raises(LogDamaged) as alone:
+        load_log(tmp_path / "logs/log_seed_2.hdf5")
+    assert "the others" not in str(alone.value)
+
+
 # --- reading while others write -------------------------------------------------------------------
 def test_a_daemon_is_asked_to_publish_before_anything_is_looked_for(tmp_path, asked) -> None:
     control = sys.modules["mle_client.control"]

@@ -1,4 +1,4 @@
-"""What a damaged header says is not believed: it ends in values, or in an error that names the file.
+"""What a damaged header says is not believed: reading ends in values, or in `LogDamaged`.
 
 How sound files are read is in `test_stored` and `test_reader`.
 """
