@@ -289,7 +289,9 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-seed-logs", action="store_true", help="leave the seeds' own logs where they are"
     )
     summary = "draw a statistic of all runs under a folder"
-    plot_verb.add_arguments(_add_verb(verbs, "plot", summary, "the folder to look in, or a log file"))
+    plot_verb.add_arguments(
+        _add_verb(verbs, "plot", summary, "the folder to look in, or a log file")
+    )
     return parser
 
 

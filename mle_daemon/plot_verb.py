@@ -82,8 +82,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--output",
         type=_file_name,
         metavar="FILE",
-        help="the picture; its ending says which kind, .png is added where it has none; or a folder "
-        "for METRIC.png (default: METRIC.png in this folder)",
+        help="the picture; its ending says which kind, .png is added where it has none; or a "
+        "folder for METRIC.png (default: METRIC.png in this folder)",
     )
 
 
@@ -112,12 +112,14 @@ def _path_of(output: str | None, metric: str) -> str:
 
 
 def _place(root: str) -> str:
-    """What to look in: a folder or a log file; in place of an experiment's logs/, the experiment."""
+    """What to look in: a folder or a log file; for an experiment's logs/, the experiment."""
     if not os.path.exists(root):
         raise LogNotFound(root, "there is no such folder or file")
     place = os.path.realpath(root)
     is_logs = os.path.basename(place) == _LOGS and os.path.isdir(place)
-    return os.path.dirname(place) if is_logs and glob.glob(f"{glob.escape(place)}/*.hdf5") else place
+    return (
+        os.path.dirname(place) if is_logs and glob.glob(f"{glob.escape(place)}/*.hdf5") else place
+    )
 
 
 def draw(picture: Picture) -> str:
