@@ -7,12 +7,12 @@ own; whether a file is on disk yet, `flush()` says.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mle_client import layout
 from mle_client.kept import Kept, meta_lists
-from mle_client.retention import Portfolio
+from mle_client.retention import Portfolio, Saved
 from mle_client.saving import Saver
 
 
@@ -32,6 +32,9 @@ class ModelLog:
         self._saver = saver
         self._seed_id = seed_id
         self.experiment_dir = experiment_dir
+        self.ckpt_dir = self._path(layout.MODELS_DIR + "/")
+        self.every_k_dir = self._path(f"{layout.MODELS_DIR}/every_k/")
+        self.top_k_dir = self._path(f"{layout.MODELS_DIR}/top_k/")
         self.model_type = model_type
         self.model_fname_ext = layout.model_extension(model_type)
         policy = saver.policy
@@ -72,6 +75,26 @@ class ModelLog:
         return self._path(layout.init_path(self._seed_id(), self.model_fname_ext))
 
     @property
+    def every_k_model_save_fname(self) -> str:
+        """How the paths of every k-th checkpoint begin; a number and the extension follow."""
+        return self._path(layout.every_k_path(self._seed_id(), 0, "")).removesuffix("0")
+
+    @property
+    def top_k_model_save_fname(self) -> str:
+        """How the paths of the best checkpoints begin; a slot and the extension follow."""
+        return self._path(layout.top_k_path(self._seed_id(), 0, "")).removesuffix("0")
+
+    @property
+    def stored_every_k(self) -> bool:
+        """Whether the latest checkpoint is kept as a k-th one."""
+        return self._is_latest_in(self.portfolio.every_k)
+
+    @property
+    def stored_top_k(self) -> bool:
+        """Whether the latest checkpoint is kept as one of the best."""
+        return self._is_latest_in(self.portfolio.top_k)
+
+    @property
     def every_k_ckpt_list(self) -> list[str]:
         """Paths of every k-th checkpoint, oldest first."""
         return self._list("every_k_ckpt_list")
@@ -105,6 +128,9 @@ class ModelLog:
             for saved in self._saver.kept.portfolio.retained
         ]
 
+    def _is_latest_in(self, kept: Iterable[Saved]) -> bool:
+        return any(saved.number == self.model_save_counter for saved in kept)
+
     def _path(self, name: str) -> str:
         return posixpath.join(self.experiment_dir, name)
 
@@ -132,6 +158,11 @@ class FigureLog:
         self.figures_dir = posixpath.join(experiment_dir, "figures/")
 
     @property
+    def seed_id(self) -> str:
+        """The seed's name, as the logger has it."""
+        return self._saver.seed_id
+
+    @property
     def fig_storage_paths(self) -> list[str]:
         """Paths of the figures, in the order in which they were saved."""
         names = self._as_stored(self._saver.kept).figures
@@ -153,6 +184,11 @@ class ExtraLog:
         self._as_stored = as_stored
         self.experiment_dir = experiment_dir
         self.extra_dir = posixpath.join(experiment_dir, "extra/")
+
+    @property
+    def seed_id(self) -> str:
+        """The seed's name, as the logger has it."""
+        return self._saver.seed_id
 
     @property
     def extra_storage_paths(self) -> list[str]:

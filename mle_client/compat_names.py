@@ -93,11 +93,8 @@ MODULES: Final[dict[str, Module]] = {
     "_version": Module({}, {}),
     "mle_logger": Module({"MLELogger": "logger"}, {}),
     "meta_log": Module(
-        {"MetaLog": "metalog"},
-        {
-            "subselect_meta_log": "MetaLog.filter(run_ids) selects runs",
-            "decode_meta_strings": "what load_log returns is decoded",
-        },
+        {"MetaLog": "metalog", "subselect_meta_log": "older_calls"},
+        {"decode_meta_strings": "what load_log returns is decoded"},
     ),
     "load": Module(_all_from(("load", _LOADING), ("models", ("load_model",))), {}),
     "load.load_log": Module(_all_from(("load", _LOADING)), {}),
@@ -112,19 +109,15 @@ MODULES: Final[dict[str, Module]] = {
         ),
     ),
     "merge.aggregate": Module(
-        {"aggregate_over_seeds": "older_calls"},
+        _all_from(("older_calls", ("aggregate_over_seeds", "tolerant_mean"))),
         dict.fromkeys(
-            ("aggregate_single_eval", "aggregate_batch_evals", "tolerant_mean", "tolerant_median"),
-            _SUMMARISED,
+            ("aggregate_single_eval", "aggregate_batch_evals", "tolerant_median"), _SUMMARISED
         ),
     ),
     "utils": Module(_HELPERS, {"write_to_hdf5": _NO_WRITING} | _PRINTING),
     "utils.helpers": Module(
-        _HELPERS | {"tokenize": "seeds:natural_key"},
-        {
-            "write_to_hdf5": _NO_WRITING,
-            "moving_smooth_ts": "pandas.Series(values).rolling(window, min_periods=1).mean()",
-        },
+        _HELPERS | {"tokenize": "seeds:natural_key", "moving_smooth_ts": "older_calls"},
+        {"write_to_hdf5": _NO_WRITING},
     ),
     "utils.comms": Module({}, _PRINTING),
     "save": Module(

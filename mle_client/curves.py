@@ -103,6 +103,8 @@ def plan_curves(
     if band not in (None, *BANDS):
         raise ValueError(f"band={band!r}: there is {_listed(BANDS)}, and None for no band")
     names = [targets] if isinstance(targets, str) else list(targets)
+    if not names:
+        raise ValueError("no statistic is to be drawn: name one, or several")
     if run_ids is not None:
         run_ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
     sources = _sources(main_log, run_ids)
@@ -127,6 +129,9 @@ def plan_curves(
         beside.append((source, found))
         y, edges = _smoothed(found.values, int(window), band)
         curves.append(Curve(source.run, source.seed, target, shown, found.steps, y, edges))
+    for target in names:
+        if not any(np.isfinite(curve.y).any() for curve in curves if curve.target == target):
+            remarks.append(f"{target!r} has no finite value in any run: no line is to be seen")
     return Plan(curves, remarks + _said(beside))
 
 
@@ -151,7 +156,14 @@ def _sources(main_log: Any, run_ids: Sequence[str] | None) -> list[_Source]:
 
 
 def _is_run(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and "stats" in entry and "time" in entry
+    """Whether it is a run, and no configurations or seeds of which one is named "stats"."""
+    if not (isinstance(entry, Mapping) and "stats" in entry and "time" in entry):
+        return False
+    if hasattr(type(entry), "aligned"):
+        return True  # for certain, and its columns need not be read to find out
+    stats = entry["stats"]
+    inside = stats.values() if isinstance(stats, Mapping) else ()
+    return not (_is_run(stats) or any(map(_is_run, inside)))
 
 
 def _missing(sources: Sequence[_Source], group: str, keys: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ _DAMAGED: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, Index
 # The same where little is read at a time: what takes too much memory has a size that was damaged.
 UNREADABLE: Final = (*_DAMAGED, MemoryError)
 ADVICE: Final = "restore it from a copy, or move it out of the folder"
+_LINKS_IN_A_CIRCLE: Final = "a symbolic link that leads back to itself: remove it, or link the log"
 _NOT_ALLOWED: Final = "this user may not read it: ask its owner to allow it, or read it as them"
 _IMAGE_STEP: Final = 64 * 1024  # bytes by which a file in memory grows
 _ATTEMPTS: Final = 10  # of opening a file that is replaced meanwhile
@@ -145,6 +146,8 @@ def _blamed(path: str, error: BaseException) -> OSError | LogDamaged | LogNotFou
         return LogNotFound(path, "the file was replaced while it was read")
     if code in (errno.EACCES, errno.EPERM):
         return PermissionError(code, _NOT_ALLOWED, path)
+    if code == errno.ELOOP:
+        return OSError(code, _LINKS_IN_A_CIRCLE, path)
     if code:
         return OSError(code, os.strerror(code), path)
     return LogDamaged(path, f"not a readable HDF5 file ({said(error)}); {ADVICE}")

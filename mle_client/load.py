@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mle_client import layout, parallel
 from mle_client.aggregate import aggregate_seeds as aggregate_over
 from mle_client.attrdict import AttrDict
-from mle_client.errors import LogNotFound
+from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.metalog import MetaLog, RunLog
 from mle_client.models import load_model as load_model  # mle-logging has it here
 from mle_client.seeds import NaturalKey, natural_key
@@ -47,7 +47,8 @@ def load_log(
     Returns:
         Runs by name, in natural order ("seed_2" before "seed_10"): seeds; or configurations with
         seeds inside; or, aggregated, configurations, or "eval" for seeds without one.  A single run
-        without a seed is returned itself, with `.meta`, `.stats` and `.time`.
+        without a seed is returned itself, with `.meta`, `.stats` and `.time`, unless it is to be
+        aggregated: then it is one seed.
 
         Of small logs everything is read at once.  Where the files have more than some MB, a column
         is read when it is first looked at, and a statistic aggregated when it is; what is read is
@@ -132,12 +133,19 @@ def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bo
     lasting = large
     runs: dict[RunKey, RunLog] = {}
     for path in files:
-        file = OpenLog(path, hold=large)
-        lasting &= file.held
-        if large and asked.aggregate:  # of the clocks only one seed's will be read
-            found = reader.find_runs(file, asked.only, soon=("stats",))
-        else:
-            found = (reader.find_runs if file.held else reader.load_runs)(file, asked.only)
+        try:
+            file = OpenLog(path, hold=large)
+            lasting &= file.held
+            if large and asked.aggregate:  # of the clocks only one seed's will be read
+                found = reader.find_runs(file, asked.only, soon=("stats",))
+            else:
+                found = (reader.find_runs if file.held else reader.load_runs)(file, asked.only)
+        except LogDamaged as error:
+            if len(files) == 1:
+                raise
+            rest = next(other for other in files if other != path)
+            hint = f"load_log({rest!r}) and so on loads the others one by one"
+            raise LogDamaged(error.path, f"{error.why}; {hint}") from error
         for key, run in found.items():
             if key not in runs or logfiles.recency(run) >= logfiles.recency(runs[key]):
                 runs[key] = run
@@ -155,7 +163,7 @@ def _put_together(runs: Mapping[RunKey, RunLog], lasting: bool, asked: _Asked) -
 
 
 def _assemble(runs: Mapping[RunKey, RunLog], asked: _Asked) -> MetaLog | RunLog:
-    if set(runs) == {(None, layout.NO_SEED)}:
+    if set(runs) == {(None, layout.NO_SEED)} and not asked.aggregate:
         run = runs[None, layout.NO_SEED]
         return MetaLog({layout.NO_SEED: run}) if asked.reload_log else run
     configs: dict[str | None, dict[str, RunLog]] = {}

@@ -22,6 +22,7 @@ from collections.abc import (
     KeysView,
     Mapping,
     Sequence,
+    ValuesView,
 )
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -309,15 +310,19 @@ def _read_rows(rows: Rows | Once | None) -> Rows | None:
 class MetaLog:
     """Runs by name.
 
+    A run that is named like a method is reached by key alone: `log["values"]`.  `==` asks whether
+    two are the same object; what is in their columns, `numpy.array_equal` compares.
+
     Args:
         meta_log: {name: `RunLog`, or {seed: `RunLog`}}.
+        non_aggregated: mle-logging's; the runs say it themselves.
 
     Attributes:
         meta_log: the same.
         num_configs: how many names.
     """
 
-    def __init__(self, meta_log: Mapping[str, Any]) -> None:
+    def __init__(self, meta_log: Mapping[str, Any], non_aggregated: bool = False) -> None:
         self.meta_log = AttrDict(meta_log)
         self.num_configs = len(self.meta_log)
 
@@ -348,12 +353,16 @@ class MetaLog:
         """Names of the runs."""
         return list(self.meta_log)
 
-    def filter(self, run_ids: Iterable[str]) -> MetaLog:
+    def filter(self, run_ids: str | Iterable[str]) -> MetaLog:
         """Select some runs by name.
+
+        Args:
+            run_ids: names, or one.
 
         Raises:
             KeyError: there is no run of that name.
         """
+        run_ids = [run_ids] if isinstance(run_ids, str) else run_ids
         return MetaLog({run_id: self.meta_log[run_id] for run_id in run_ids})
 
     def plot(
@@ -478,6 +487,14 @@ class MetaLog:
     def items(self) -> ItemsView[str, Any]:
         """Names and runs."""
         return self.meta_log.items()
+
+    def values(self) -> ValuesView[Any]:
+        """The runs."""
+        return self.meta_log.values()
+
+    def get(self, run_id: str, default: Any = None) -> Any:
+        """The run of a name, or the default."""
+        return self.meta_log.get(run_id, default)
 
     def __getitem__(self, run_id: str) -> Any:
         return self.meta_log[run_id]

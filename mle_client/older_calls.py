@@ -6,8 +6,10 @@ For programs that are not changed (`compat`).  They translate arguments and resu
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mle_client import merged_configs, merged_file
 from mle_client.aggregate import aggregate_seeds
@@ -93,6 +95,57 @@ def aggregate_over_seeds(result_dict: Mapping[str, Any], batch_case: bool = Fals
         (config, aggregate_seeds({seed: _as_run(run) for seed, run in seeds.items()}))
         for config, seeds in configurations.items()
     )
+
+
+def subselect_meta_log(meta_log: Mapping[str, Any], run_ids: Iterable[str]) -> AttrDict:
+    """Select some runs by name; `MetaLog.filter` does it for what was loaded.
+
+    Raises:
+        KeyError: there is no run of that name.
+    """
+    return AttrDict((run_id, meta_log[run_id]) for run_id in run_ids)
+
+
+def tolerant_mean(arrs: Sequence[Any]) -> tuple[Any, Any]:
+    """Mean and standard deviation (ddof 0) over columns of different lengths.
+
+    Args:
+        arrs: one a seed, shape (n_i, *shape of a value); at least one.
+
+    Returns:
+        Two masked arrays of shape (longest n, *shape of a value).  Seeds that have ended do not
+        count; a NaN does.
+    """
+    columns = [np.asarray(column) for column in arrs]
+    length = max(map(len, columns))
+    values = np.zeros((length, *columns[0].shape[1:], len(columns)))
+    missing = np.ones(values.shape, bool)
+    for seed, column in enumerate(columns):
+        values[: len(column), ..., seed] = column
+        missing[: len(column), ..., seed] = False
+    stacked = np.ma.MaskedArray(values, missing)
+    return stacked.mean(axis=-1), stacked.std(axis=-1)
+
+
+def moving_smooth_ts(ts: Any, window_size: int = 20) -> tuple[Any, Any]:
+    """Mean and standard deviation (ddof 1) of each value and those before it in a window.
+
+    Args:
+        ts: shape (n,); of more columns, the first one counts.
+        window_size: how many values; at the beginning, as many as there are.
+
+    Returns:
+        Two of pandas' series.
+
+    Raises:
+        ImportError: there is no pandas.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("moving_smooth_ts needs pandas: pip install pandas") from error
+    window = pandas.DataFrame(ts).iloc[:, 0].rolling(window_size, min_periods=1)
+    return window.mean(), window.std()
 
 
 def _as_run(run: Mapping[str, Any]) -> RunLog:

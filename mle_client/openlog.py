@@ -30,6 +30,8 @@ _MOST_DESCRIPTORS: Final = 1024
 # Files that HDF5 has open for us at a time; each takes half a megabyte.
 _MOST_HDF5_FILES: Final = 8
 
+_SIZE: Final = 2  # its place in what `_identity` returns
+
 _held: set[int] = set()
 _opened: collections.deque[weakref.ref[OpenLog]] = collections.deque()
 
@@ -83,12 +85,19 @@ class OpenLog:
             self._keep(file)
         return file
 
+    @property
+    def size(self) -> int:
+        """Bytes that it has."""
+        return self._identity[_SIZE]
+
     def read(self, offset: int, size: int) -> bytes:
         """Some of its bytes.
 
         Raises:
             EOFError: there are not so many.
         """
+        if offset + size > self.size:  # no room is to be made for what a damaged file promises
+            raise EOFError(f"it ends before byte {offset + size}")
         if self._descriptor is not None:
             return _pread(self._descriptor, size, offset)
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -28,8 +28,10 @@ _WIDTH: Final = 1.5  # of a line, in points
 _WIDTH_OF_SEEDS: Final = 0.9  # where many of them have one colour
 _DOT: Final = 12  # points squared: a value without neighbours
 _DPI: Final = 300  # the finest that a figure is drawn for as a rule: print
+_MARKER: Final = 5.0  # points: a curve of nothing but such values
 _ENTRIES_INSIDE: Final = 6  # of a legend; a longer one stands beside the curves
-_ENTRIES_IN_COLUMN: Final = 28  # at figures' default height
+_ENTRIES_AN_INCH: Final = 4.6  # of a figure's height, in small type: 27 at the default one
+_COLUMNS_BESIDE: Final = 2  # more leave too little room for the curves
 _LARGE_NUMBER: Final = 10_000  # from here on, ticks say 10k instead of 10000
 _MARKED_VALUES: Final = 200  # tick marks that can be told apart
 
@@ -99,6 +101,8 @@ def visualize_1D_lcurves(
     """
     if every_nth_tick is not None and every_nth_tick < 1:
         raise ValueError(f"every_nth_tick={every_nth_tick}: give 1 or more")
+    if xy_labels is not None and len(xy_labels) != 2:
+        raise ValueError(f"xy_labels={xy_labels!r}: give two, of the x-axis and of the y-axis")
     plan = plan_curves(
         main_log,
         iter_to_plot,
@@ -122,9 +126,11 @@ def visualize_1D_lcurves(
     _place_ticks(ax, [curve.x for curve in plan.curves], every_nth_tick)
     if ax_lims is not None:
         ax.set_ylim(ax_lims)
-    if plot_labels:
-        _add_legend(ax, legend_title, num_legend_cols or 1, is_new)
+    legend = _add_legend(ax, legend_title, num_legend_cols or 1, is_new) if plot_labels else None
     _tighten(fig)
+    if legend is not None and is_new and _covers(ax, legend):
+        _add_legend(ax, legend_title, num_legend_cols or 1, is_new, beside=True)
+        _tighten(fig)
     return fig, ax
 
 
@@ -193,8 +199,12 @@ def _draw(ax: Any, curve: Curve, style: dict[str, Any]) -> None:
         )
     at = thin(curve.x, [curve.y], pixels)
     x, y = curve.x[at], curve.y[at]
-    ax.plot(x, y, **style, label=curve.label, solid_joinstyle="round")
     alone = isolated(y)
+    if alone.size and alone.size == np.count_nonzero(np.isfinite(y)):  # so the legend shows dots
+        style = {"color": style["color"], "linestyle": "", "marker": "o", "markersize": _MARKER}
+        ax.plot(x, y, **style, label=curve.label)
+        return
+    ax.plot(x, y, **style, label=curve.label, solid_joinstyle="round")
     if alone.size:
         ax.scatter(x[alone], y[alone], s=_DOT, color=style["color"], linewidth=0)
 
@@ -237,15 +247,52 @@ def _number(value: Any) -> str:
     return f"{int(value)}" if math.isfinite(value) and value == int(value) else f"{value:g}"
 
 
-def _add_legend(ax: Any, title: str | None, columns: int, is_new: bool) -> None:
-    entries = len(ax.get_legend_handles_labels()[1])
+def _add_legend(
+    ax: Any, title: str | None, columns: int, is_new: bool, beside: bool = False
+) -> Any:
+    """Add a legend, or replace it.  Returns: it, or None where one entry would say nothing.
+
+    Args:
+        columns: at least.
+        beside: whether it must not be among the curves; a long one of a new figure never is.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    entries = len(labels)
     if entries < 2:
-        return
+        return None
     options: dict[str, Any] = {"title": title, "framealpha": 0.85, "edgecolor": "none"}
     if is_new:
         options["fontsize"] = "medium" if entries <= 2 * _ENTRIES_INSIDE else "small"
-    if is_new and entries > _ENTRIES_INSIDE:
-        columns = max(columns, math.ceil(entries / _ENTRIES_IN_COLUMN))
+    if is_new and (beside or entries > _ENTRIES_INSIDE):
+        high = max(_ENTRIES_INSIDE, int(_ENTRIES_AN_INCH * ax.bbox.height / ax.figure.dpi))
+        if entries > high * max(columns, _COLUMNS_BESIDE):
+            handles, labels = _ends_of(handles, labels, high * columns)
+        columns = max(columns, math.ceil(len(labels) / high))
         options |= {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
-    for line in ax.legend(ncols=columns, **options).get_lines():
+    legend = ax.legend(handles, labels, ncols=columns, **options)
+    for line in legend.get_lines():
         line.set_linewidth(max(_WIDTH, line.get_linewidth()))
+    return legend
+
+
+def _ends_of(handles: list[Any], labels: list[str], room: int) -> tuple[list[Any], list[str]]:
+    """The first entries of a legend and the last ones.  Args: room: how many in all."""
+    from matplotlib.lines import Line2D
+
+    half = (room - 1) // 2
+    gap = Line2D([], [], linestyle="")
+    return [*handles[:half], gap, *handles[-half:]], [*labels[:half], "…", *labels[-half:]]
+
+
+def _covers(ax: Any, legend: Any) -> bool:
+    """Whether a legend lies over curves or bands."""
+    from matplotlib.collections import PolyCollection
+
+    box = legend.get_window_extent()
+    bands = [each for each in ax.collections if isinstance(each, PolyCollection)]
+    paths = [(line.get_transform(), line.get_path(), False) for line in ax.lines]
+    paths += [(band.get_transform(), path, True) for band in bands for path in band.get_paths()]
+    return any(
+        transform.transform_path(path).intersects_bbox(box, filled=filled)
+        for transform, path, filled in paths
+    )

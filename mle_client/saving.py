@@ -131,6 +131,11 @@ class Saver:
         self._road: tuple[Producer, Arena, Shipper] | None = None
         self._refuse: str = ""
 
+    @property
+    def seed_id(self) -> str:
+        """The seed's name as it is now."""
+        return self._seed_id()
+
     def bind(self, producer: Producer, arena: Arena, shipper: Shipper) -> None:
         """Save into a producer's stream from now on."""
         self._road = producer, arena, shipper

@@ -35,6 +35,16 @@ class StatsLog:
         self._stats = _checked_names("what_to_track", what_to_track)
 
     @property
+    def experiment_dir(self) -> str:
+        """The folder, as the logger has it."""
+        return self._logger.experiment_dir
+
+    @property
+    def seed_id(self) -> str:
+        """The seed's name in the log file."""
+        return self._logger.stored_as()[1]
+
+    @property
     def time_to_track(self) -> list[str]:
         """Names of the clocks: every tick's own, then the user's, in order of appearance."""
         return _unique([*OWN_CLOCKS, *self._clocks, *self._logger.names_seen()[0]])

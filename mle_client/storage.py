@@ -5,6 +5,8 @@ dataset is stored as log files have it (in one piece or in chunks of whole rows,
 and deflated), HDF5 is asked once where the bytes are, and they are read and decompressed without
 it, by any number of threads.  Whatever else there may be, HDF5 reads.
 
+What a damaged header says is not believed: no dataset is taken to be larger than the file can hold.
+
 It makes no text of bytes; that is `stored`'s.
 """
 
@@ -28,7 +30,10 @@ _COMMON: Final = (
     (h5t.STD_I64LE, np.dtype("<i8")),
     (h5t.IEEE_F32LE, np.dtype("<f4")),
 )
+_KNOWN_FILTERS: Final = frozenset({h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32})
 _MEMORY: Final = {dtype: h5t.py_create(dtype) for _, dtype in _COMMON}
+# By how much deflate can shrink anything: two bits stand for 258 bytes.
+_DEFLATE_RATIO: Final = 1032
 # What reading a piece raises if its bytes are not as described.
 NOT_AS_DESCRIBED: Final = (ValueError, zlib.error)
 
@@ -77,12 +82,43 @@ class Storage:
 
 
 # --- describing -----------------------------------------------------------------------------------
-def shape_and_dtype(dataset: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape, at least one-dimensional, and stored type of a dataset.  Args: dataset: its h5d id."""
+def shape_and_dtype(dataset: Any, file_bytes: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape, at least one-dimensional, and stored type of a dataset.
+
+    Args:
+        dataset: its h5d id.
+        file_bytes: size of the file.
+
+    Raises:
+        ValueError: there cannot be so many values in the file.
+    """
     shape = dataset.shape
     if shape is None:  # HDF5's "no data at all"
         return (0,), np.dtype(np.float64)
-    return shape or (1,), _dtype(dataset.get_type())
+    dtype = _dtype(dataset.get_type())
+    if math.prod(shape) * dtype.itemsize > file_bytes:  # seldom, so the rest may take its time
+        _check_chunks(dataset, math.prod(shape) * dtype.itemsize, dtype)
+    return shape or (1,), dtype
+
+
+def _check_chunks(dataset: Any, wanted: int, dtype: np.dtype[Any]) -> None:
+    """See that chunks make up a dataset that is larger than its file.
+
+    Chunks that were never written stand for fill values in HDF5, but no log has any.
+
+    Args:
+        wanted: bytes that the dataset takes.
+    """
+    properties = dataset.get_create_plist()
+    present = 0
+    if properties.get_layout() == h5d.CHUNKED:
+        present = dataset.get_num_chunks() * math.prod(properties.get_chunk()) * dtype.itemsize
+        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+        if set(filters) <= _KNOWN_FILTERS:  # others may shrink by more
+            ratio = _DEFLATE_RATIO ** filters.count(h5z.FILTER_DEFLATE)
+            present = min(present, ratio * dataset.get_storage_size())
+    if wanted > present:
+        raise ValueError(f"a dataset of {wanted} bytes, of which the file has {present} at most")
 
 
 def describe(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, plain: bool) -> Storage:
@@ -109,7 +145,11 @@ def describe(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, plai
     rows, *item = properties.get_chunk()
     if tuple(item) != shape[1:]:
         return Storage(shape, dtype)
-    return Storage(shape, dtype, rows, _chunks(dataset, -(-shape[0] // rows)), filters)
+    pieces = _chunks(dataset, -(-shape[0] // rows))
+    chunk_bytes = rows * math.prod(item) * dtype.itemsize
+    if pieces and filters and chunk_bytes > _DEFLATE_RATIO * min(piece.size for piece in pieces):
+        return Storage(shape, dtype)
+    return Storage(shape, dtype, rows, pieces, filters)
 
 
 def is_plain(dataset: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:

@@ -75,7 +75,7 @@ class StoredValue(_Dataset, Unread):
     def load(self) -> Any:
         """Read it: a list of one item becomes the item, text a str, the configuration a dict."""
         with self._opened() as dataset:
-            stored = read_all(dataset, *shape_and_dtype(dataset))
+            stored = read_all(dataset, *shape_and_dtype(dataset, self._file.size))
             if stored.dtype.kind in "SO":
                 stored = decoded(stored, h5a.exists(dataset, _ESCAPED))
             values = stored.tolist()
@@ -135,7 +135,7 @@ class StoredColumn(_Dataset, Unread):
         return kind
 
     def _kind_of(self, dataset: Any) -> _Kind:
-        shape, dtype = shape_and_dtype(dataset)
+        shape, dtype = shape_and_dtype(dataset, self._file.size)
         return _Kind(shape, dtype, dtype.kind in "SO" and h5a.exists(dataset, _ESCAPED))
 
     def prepare(self) -> Storage | Array:

@@ -43,8 +43,10 @@ class Summary(AttrDict):
 
     Args:
         values: these.
-        n: int64, of the same shape: on how many values the others rest.  `summary.n` and
-            `summary["n"]` give it, but it is no key: mle-logging's summaries have the seven alone.
+        n: int64, of the same shape: on how many values the others rest.  `summary.n`,
+            `summary["n"]` and `summary.get("n")` give it, and `"n" in summary`.  Whoever goes
+            through all keys meets the seven alone, which mle-logging's summaries have:
+            `{**summary, "n": summary.n}` is a dict of all eight.
     """
 
     __slots__ = ("_n",)
@@ -59,6 +61,13 @@ class Summary(AttrDict):
     def n(self) -> Counts:
         """How many seeds have a value at each step."""
         return self._n
+
+    def __contains__(self, key: object) -> bool:
+        return key == "n" or super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The numbers of a name, or the default."""
+        return self._n if key == "n" else super().get(key, default)
 
     def __missing__(self, key: object) -> Any:
         return self._n if key == "n" else super().__missing__(key)

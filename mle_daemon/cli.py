@@ -147,7 +147,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    picture = plot_verb.picture_of(options, _existing(options.root))
+    picture = plot_verb.picture_of(options)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("ignore")  # such as a library's about another's future
         warnings.simplefilter("always", UserWarning)
@@ -306,7 +306,9 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-seed-logs", action="store_true", help="leave the seeds' own logs where they are"
     )
     summary = "draw a statistic of all runs under a folder"
-    plot_verb.add_arguments(_add_verb(verbs, "plot", summary, "the folder to look in"))
+    plot_verb.add_arguments(
+        _add_verb(verbs, "plot", summary, "the folder to look in, or a log file")
+    )
     _add_verb(verbs, "doctor", "say what is wrong with a root, and what to do")
     recover = _add_verb(verbs, "recover", "bring what killed processes left into the logs")
     _add_timeout(recover, 600.0, "that it may take")

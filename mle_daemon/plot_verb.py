@@ -8,6 +8,8 @@ imported when a picture is drawn, for no other verb should wait for it.
 from __future__ import annotations
 
 import argparse
+import errno
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mle_client.metalog import MetaLog, RunLog
 
 _AGGREGATED: Final = "eval"  # what `load_log` calls the seeds of one folder
+_LOGS: Final = "logs"  # where an experiment's logs are
 _BANDS: Final = ("std", "p10-90", "none")  # those of `mle_client.curves`, the usual one first
 _SIZE_INCHES: Final = (9, 6)  # that of the figures that `MetaLog.plot` makes
 _DPI: Final = 300  # for print, as `MetaLog.plot` saves
@@ -30,7 +33,7 @@ class Picture:
     """What is to be drawn.
 
     Args:
-        root: the folder to look in.
+        root: the folder to look in, or a log file.
         metric: name of a statistic.
         clock: along the x-axis; None for "num_updates".
         runs: names of configurations; () for all.
@@ -79,20 +82,43 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--output",
         type=_file_name,
         metavar="FILE",
-        help="the picture; its ending says which kind (default: METRIC.png in this folder)",
+        help="the picture; its ending says which kind, .png is added where it has none; or a "
+        "folder for METRIC.png (default: METRIC.png in this folder)",
     )
 
 
-def picture_of(options: argparse.Namespace, root: str) -> Picture:
-    """Make the picture that the command line asks for.  Args: root: an existing folder."""
+def picture_of(options: argparse.Namespace) -> Picture:
+    """Make the picture that the command line asks for.
+
+    Raises:
+        LogNotFound: there is no folder to look in.
+    """
     return Picture(
-        root,
+        _place(options.root),
         options.metric,
         options.x,
         tuple(options.runs),
         None if options.band == "none" else options.band,
         options.smooth,
-        options.output or options.metric.replace("/", "_") + ".png",
+        _path_of(options.output, options.metric),
+    )
+
+
+def _path_of(output: str | None, metric: str) -> str:
+    """Path of the picture.  Args: output: what was asked for, a file or a folder."""
+    if output is not None and not os.path.isdir(output):
+        return output
+    return os.path.join(output or "", metric.replace("/", "_") + ".png")
+
+
+def _place(root: str) -> str:
+    """What to look in: a folder or a log file; for an experiment's logs/, the experiment."""
+    if not os.path.exists(root):
+        raise LogNotFound(root, "there is no such folder or file")
+    place = os.path.realpath(root)
+    is_logs = os.path.basename(place) == _LOGS and os.path.isdir(place)
+    return (
+        os.path.dirname(place) if is_logs and glob.glob(f"{glob.escape(place)}/*.hdf5") else place
     )
 
 
@@ -112,6 +138,10 @@ def draw(picture: Picture) -> str:
     from mle_client.control import publish_before_reading
 
     figure = _empty_figure()
+    folder = os.path.dirname(picture.path)
+    if folder and not os.path.isdir(folder):
+        advice = "there is no folder for the picture: make it, or give another one with -o"
+        raise FileNotFoundError(errno.ENOENT, advice, picture.path)
     publish_before_reading(picture.root)  # a run that was never published has no file to be found
     try:
         _draw(picture, load_runs(picture.root, [picture.metric]), figure)
@@ -121,7 +151,11 @@ def draw(picture: Picture) -> str:
             _draw(picture, load_runs(picture.root), figure)
         except KeyError as error:
             raise LogNotFound(picture.root, error.args[0]) from error
-    figure.savefig(picture.path, dpi=_DPI)
+    try:
+        figure.savefig(picture.path, dpi=_DPI)
+    except OSError as error:
+        advice = f"{error.strerror}: give another place for the picture with -o"
+        raise OSError(error.errno, advice, picture.path) from error
     return picture.path
 
 
@@ -154,6 +188,12 @@ def _window(text: str) -> int:
 def _file_name(text: str) -> str:
     from mle_client.rendering import image_format
 
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no name of a file: leave out -o for METRIC.png")
+    if os.path.isdir(text):
+        return text
+    if os.path.exists(text) and not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is a device or a pipe: give a file or a folder")
     try:
         ending = image_format(text)
     except ValueError as error:
@@ -166,7 +206,8 @@ def load_runs(root: str, only: Sequence[str] | None = None) -> MetaLog:
     """Load every configuration of a folder, aggregated over its seeds.
 
     Args:
-        root: an experiment's folder, or one with experiments below it, or with their meta log.
+        root: a log file; or an experiment's folder, or one with experiments below it, or with their
+            meta log.
         only: names of the statistics to read; None for all.
 
     Returns:
@@ -180,6 +221,8 @@ def load_runs(root: str, only: Sequence[str] | None = None) -> MetaLog:
     from mle_client.merge import find_groups, log_files
     from mle_client.metalog import MetaLog
 
+    if os.path.isfile(root):
+        return MetaLog(_named(_name_of_file(root), load_meta_log(root, only=only)))
     if log_files(root):
         return MetaLog(_named(_base_name(root), load_log(root, True, only=only)))
     runs: dict[str, RunLog] = {}
@@ -201,6 +244,14 @@ def _named(name: str, log: MetaLog | RunLog) -> Mapping[str, RunLog]:
         return {name: log}
     runs = dict(log.items())
     return {name: runs[_AGGREGATED]} if list(runs) == [_AGGREGATED] else runs
+
+
+def _name_of_file(path: str) -> str:
+    """The name of the experiment whose log a file is; of one elsewhere, its own."""
+    folder = os.path.dirname(path)
+    if os.path.basename(folder) == _LOGS:
+        return _base_name(os.path.dirname(folder))
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _base_name(root: str) -> str:

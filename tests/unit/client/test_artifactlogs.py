@@ -18,6 +18,7 @@ class FakeSaver:
 
     policy: Policy = field(default_factory=Policy)
     kept: Kept = field(default_factory=Kept)
+    seed_id: str = "seed_1"
 
     def save(self, **metrics: float) -> None:
         number = self.kept.portfolio.saves + 1
@@ -80,6 +81,25 @@ def test_names_have_the_suffix_of_their_type(model_type: str, extension: str) ->
     assert log.model_fname_ext == extension
 
 
+def test_folders_and_the_beginnings_of_names_are_mle_loggings() -> None:
+    log = model_log(FakeSaver())
+    assert (log.ckpt_dir, log.every_k_dir, log.top_k_dir) == (
+        "exp/run_1/models/", "exp/run_1/models/every_k/", "exp/run_1/models/top_k/"
+    )  # fmt: skip
+    assert log.every_k_model_save_fname == "exp/run_1/models/every_k/every_k_seed_1_k_"
+    assert log.top_k_model_save_fname == "exp/run_1/models/top_k/top_k_seed_1_top_"
+
+
+def test_it_is_known_what_the_latest_checkpoint_is_kept_as() -> None:
+    saver = FakeSaver(Policy(every_k=2, top_k=1, top_k_metric="loss", time_name="epoch"))
+    log = model_log(saver)
+    seen = [(log.stored_every_k, log.stored_top_k)]
+    for loss in (3.0, 1.0, 2.0):
+        saver.save(loss=loss)
+        seen.append((log.stored_every_k, log.stored_top_k))
+    assert seen == [(False, False), (False, True), (True, True), (False, False)]
+
+
 def test_names_follow_the_seed_that_the_daemon_has_chosen() -> None:
     names = ["seed_1"]
     saver: Any = FakeSaver(Policy(every_k=1))
@@ -101,6 +121,7 @@ def test_figures_and_objects_are_listed_in_order() -> None:
     assert figures.fig_storage_paths == ["exp/run_1/figures/b.png", "exp/run_1/figures/a/c.png"]
     assert extras.extra_storage_paths == ["exp/run_1/extra/e.pkl"]
     assert (figures.fig_save_counter, extras.extra_save_counter) == (2, 1)
+    assert figures.seed_id == extras.seed_id == "seed_1"
     assert (figures.figures_dir, extras.extra_dir) == ("exp/run_1/figures/", "exp/run_1/extra/")
 
 

@@ -133,7 +133,7 @@ def test_a_star_import_gets_what_is_public() -> None:
         ("from mle_logging.save import TboardLog", "use_tboard=True"),
         ("from mle_logging.save.wandb_log import WandbLog", "use_wandb=True"),
         ("from mle_logging.utils import write_to_hdf5", "h5py"),
-        ("from mle_logging.merge.aggregate import tolerant_mean", "aggregate_seeds=True"),
+        ("from mle_logging.merge.aggregate import tolerant_median", "aggregate_seeds=True"),
         ("import mle_logging; mle_logging.utils.print_welcome()", "verbose=True"),
     ],
 )

@@ -12,6 +12,8 @@ from mle_client.aggregate import aggregate_seeds
 from mle_client.curves import Curve, plan_curves
 from mle_client.metalog import AttrDict, MetaLog, RunLog
 
+GROUPS = layout.GROUPS
+
 
 def run(loss: list[float], **stats: Any) -> RunLog:
     """A run with a tick for each loss; further statistics of other lengths say where they are."""
@@ -251,6 +253,30 @@ def test_the_name_is_that_of_the_first_seed_that_is_drawn() -> None:
     }
 
     assert labels_of(log, "acc") == ["a", "b"]
+
+
+@pytest.mark.parametrize("make", [RunLog, lambda *groups: dict(zip(GROUPS, groups, strict=True))])
+@pytest.mark.parametrize("seeds", [False, True])
+def test_runs_may_have_any_name_also_those_of_groups(make: Any, seeds: bool) -> None:
+    one = make({}, {"loss": np.ones(2), "stats": np.ones(2)}, {"num_updates": np.arange(2)})
+    log = {name: {"seed_1": one} if seeds else one for name in GROUPS}
+
+    for names in (None, list(GROUPS)):
+        plan = plan_curves(log, "num_updates", "loss", run_ids=names)
+        assert [curve.run for curve in plan.curves] == list(GROUPS)
+    assert len(plan_curves(one, "num_updates", "stats").curves) == 1
+
+
+def test_no_statistic_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="no statistic is to be drawn: name one"):
+        plan_curves({"a": run([1.0])}, "num_updates", [])
+
+
+def test_a_statistic_without_a_number_is_remarked_on() -> None:
+    log = {"a": run([np.nan, np.inf], acc=[1.0, np.nan])}
+
+    (remark,) = plan_curves(log, "num_updates", ["loss", "acc"]).remarks
+    assert remark == "'loss' has no finite value in any run: no line is to be seen"
 
 
 def test_a_base_label_is_a_format_of_every_name() -> None:

@@ -69,6 +69,14 @@ def test_a_file_that_the_system_refuses_is_not_called_damaged(
     assert (caught.value.filename, caught.value.errno) == (path, errno.EACCES)
 
 
+def test_a_link_to_itself_is_named_with_what_to_do(tmp_path: Path) -> None:
+    link = tmp_path / "log.hdf5"
+    link.symlink_to(link)
+    with pytest.raises(OSError, match=r"leads back to itself: remove it.*log\.hdf5") as caught:
+        h5access.opened(str(link))
+    assert caught.value.errno == errno.ELOOP
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="files are opened by name here")
 @pytest.mark.parametrize("renamed", [False, True])
 def test_a_file_that_is_replaced_while_it_is_opened_is_no_damaged_one(

@@ -50,11 +50,20 @@ def write(path: Path, runs: dict[str, list[float]]) -> Path:
 # --- the five layouts -----------------------------------------------------------------------------
 def test_a_run_without_a_seed_is_returned_itself(tmp_path) -> None:
     write(tmp_path / "logs/log_no_seed_provided.hdf5", {"no_seed_provided": [0.5]})
-    for aggregated in (False, True):
-        log = load_log(tmp_path, aggregate_seeds=aggregated)
-        assert isinstance(log, RunLog)
-        assert log.stats.loss.tolist() == [0.5]
+    log = load_log(tmp_path)
+    assert isinstance(log, RunLog)
+    assert log.stats.loss.tolist() == [0.5]
     assert load_log(tmp_path, reload_log=True).eval_ids == ["no_seed_provided"]
+
+
+@pytest.mark.parametrize("reload_log", [False, True])
+def test_a_run_without_a_seed_is_aggregated_like_a_single_seed(tmp_path, reload_log) -> None:
+    path = write(tmp_path / "logs/log_no_seed_provided.hdf5", {"no_seed_provided": [0.5]})
+    for log in (load_log(tmp_path, True, reload_log), load_meta_log(path, reload_log=reload_log)):
+        assert log.eval_ids == ["eval"]
+        assert log.eval.stats.loss.mean.tolist() == [0.5]
+        assert log.eval.stats.loss.n.tolist() == [1]
+        assert log.eval.meta.seeds == ["no_seed_provided"]
 
 
 def test_one_seed_is_a_run_by_name_and_can_be_aggregated(tmp_path) -> None:
@@ -153,6 +162,17 @@ def test_one_damaged_log_is_an_error_that_names_it(tmp_path) -> None:
     (tmp_path / "logs/log_seed_2.hdf5").write_bytes(b"torn")
     with pytest.raises(LogDamaged, match=r"log_seed_2\.hdf5: .*move it out of the folder"):
         load_log(tmp_path)
+
+
+def test_of_a_damaged_log_among_others_the_error_says_how_the_others_are_loaded(tmp_path) -> None:
+    good = write(tmp_path / "logs/log_seed_1.hdf5", {"seed_1": [1.0]})
+    (tmp_path / "logs/log_seed_2.hdf5").write_bytes(b"torn")
+    with pytest.raises(LogDamaged) as caught:
+        load_log(tmp_path)
+    assert f"load_log({str(good)!r}) and so on loads the others" in str(caught.value)
+    with pytest.raises(LogDamaged) as alone:
+        load_log(tmp_path / "logs/log_seed_2.hdf5")
+    assert "the others" not in str(alone.value)
 
 
 # --- reading while others write -------------------------------------------------------------------

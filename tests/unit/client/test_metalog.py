@@ -166,6 +166,31 @@ def test_filter_keeps_the_order_asked_for_and_refuses_unknown_names() -> None:
         log.filter(["d"])
 
 
+def test_one_name_is_a_selection_too() -> None:
+    log = MetaLog({"seed_0": run([1.0]), "s": run([2.0])})
+    assert log.filter("seed_0").eval_ids == ["seed_0"]
+
+
+def test_runs_can_be_had_as_of_a_dict_also_those_named_like_its_methods() -> None:
+    names = ["values", "get", "keys", "filter"]
+    log = MetaLog({name: run([float(i)]) for i, name in enumerate(names)})
+    assert [entry.stats.loss[0] for entry in log.values()] == [0, 1, 2, 3]
+    assert log.get("values") is log["values"]
+    assert (log.get("x"), log.get("x", 5)) == (None, 5)
+    assert [log[name].stats.loss[0] for name in names] == [0, 1, 2, 3]
+
+
+def test_what_mle_logging_is_told_of_aggregation_changes_nothing() -> None:
+    for arguments in ((True,), (False,)):
+        assert MetaLog({"seed_0": run([1.0])}, *arguments).stats_vars == ["loss"]
+
+
+def test_logs_are_equal_if_they_are_the_same() -> None:
+    log = MetaLog({"seed_0": run([1.0, 2.0])})
+    assert log == log
+    assert log != copy.deepcopy(log)
+
+
 def test_an_unknown_run_is_an_error_that_names_the_runs() -> None:
     with pytest.raises(AttributeError, match="no 'seed_2' here; there is 'seed_1'"):
         _ = MetaLog({"seed_1": run([1.0])}).seed_2

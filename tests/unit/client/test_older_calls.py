@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from mle_client import load_log
-from mle_client.older_calls import aggregate_over_seeds, merge_hdf5_files
+from mle_client.older_calls import (
+    aggregate_over_seeds,
+    merge_hdf5_files,
+    moving_smooth_ts,
+    subselect_meta_log,
+    tolerant_mean,
+)
 from tests.unit.daemon.test_columns import blocks_of
 from tests.unit.daemon.test_store import Log
 
@@ -85,3 +91,32 @@ def test_seeds_in_memory_are_aggregated() -> None:
     assert one.eval.stats.loss["mean"].tolist() == [2.0, 2.0]
     assert one.eval.meta.seeds == [1, 2]
     assert several.config_1.stats.loss["p50"].tolist() == [2.0, 2.0]
+
+
+def test_runs_of_a_log_are_selected_by_name() -> None:
+    log = {name: a_seed(1.0) for name in "abc"}
+
+    assert list(subselect_meta_log(log, ["c", "a"])) == ["c", "a"]
+    assert subselect_meta_log(log, ["b"]).b is log["b"]
+
+
+@pytest.mark.parametrize("item", [(), (2,)])
+def test_columns_of_different_lengths_have_a_mean_of_those_that_go_on(
+    item: tuple[int, ...],
+) -> None:
+    long, short = np.full((3, *item), 3.0), np.full((2, *item), 1.0)
+    mean, std = tolerant_mean([long, short])
+
+    for found, values in ((mean, [2, 2, 3]), (std, [1, 1, 0])):
+        assert np.ma.isMaskedArray(found)
+        assert found.shape == (3, *item)
+        assert found.reshape(3, -1)[:, 0].tolist() == values
+
+
+def test_a_moving_mean_begins_with_as_many_values_as_there_are() -> None:
+    mean, std = moving_smooth_ts(np.array([1.0, 3.0, 5.0]), 2)
+
+    assert mean.tolist() == [1, 2, 4]
+    assert std.tolist()[1:] == [np.sqrt(2), np.sqrt(2)]
+    assert np.isnan(std[0])
+    assert moving_smooth_ts(np.array([[1.0, 9.0], [3.0, 9.0]]))[0].tolist() == [1, 2]

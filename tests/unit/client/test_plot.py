@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +102,12 @@ def test_titles_and_limits_are_those_given() -> None:
     assert draw(run([1.0]), plot_title="").get_title() == ""
 
 
+@pytest.mark.parametrize("labels", [["X"], [], ["X", "Y", "Z"]])
+def test_titles_of_the_axes_are_two(labels: list[str]) -> None:
+    with pytest.raises(ValueError, match="give two, of the x-axis and of the y-axis"):
+        visualize_1D_lcurves(run([1.0]), xy_labels=labels)
+
+
 def test_a_new_figure_is_pyplots_and_of_the_size_asked_for() -> None:
     fig, _ = visualize_1D_lcurves(run([1.0]), figsize=(4, 3))
 
@@ -145,14 +151,25 @@ def test_axes_and_figures_of_any_make_are_taken() -> None:
     assert visualize_1D_lcurves(run([1.0]), ax=part.subplots())[0] is part
 
 
+# In a process of its own, where nothing was drawn before.  Prints the settings that are others.
+STYLE = """
+import matplotlib, numpy as np
+from matplotlib import pyplot, rcParams
+pyplot.switch_backend("agg")
+from mle_client.plot import visualize_1D_lcurves
+run = {"stats": dict.fromkeys(["loss", "acc"], np.ones(9)), "time": {"num_updates": np.arange(9)}}
+before = {name: repr(value) for name, value in rcParams.items()}
+fig, _ = visualize_1D_lcurves({f"c{i}": run for i in range(9)}, plot_std_bar=True)
+fig.canvas.draw()
+visualize_1D_lcurves(run, target_to_plot=["loss", "acc"], every_nth_tick=2)
+print([name for name, value in rcParams.items() if before[name] != repr(value)])
+"""
+
+
 def test_the_users_style_and_default_colours_stay_as_they_are() -> None:
-    before = pickle.dumps(sorted(dict.items(matplotlib.rcParams), key=lambda item: item[0]))
+    done = subprocess.run([sys.executable, "-c", STYLE], capture_output=True, text=True)
 
-    draw(aggregated(9), plot_std_bar=True)
-    draw(configs(2), target_to_plot=["loss", "acc"], every_nth_tick=2)
-
-    after = pickle.dumps(sorted(dict.items(matplotlib.rcParams), key=lambda item: item[0]))
-    assert after == before
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +334,36 @@ def test_a_long_legend_stands_beside_the_curves_and_inside_the_figure(
     assert legend.x1 <= figure.x1
     assert legend.y0 >= figure.y0
     assert ax.bbox.width > 0.4 * figure.width
+
+
+def test_a_legend_with_too_many_entries_shows_the_first_and_the_last() -> None:
+    ax = draw(aggregated(100))
+    shown = names(ax)
+
+    assert shown is not None
+    assert shown[:2] == ["c0", "c1"]
+    assert shown[-2:] == ["c98", "c99"]
+    assert shown[len(shown) // 2] == "…"
+    assert len(ax.lines) == 100
+    assert ax.bbox.width > 0.7 * ax.figure.bbox.width
+    assert len(names(draw(aggregated(40))) or ()) == 40
+
+
+@pytest.mark.parametrize("banded", [False, True])
+def test_a_legend_that_would_lie_over_curves_stands_beside_them(banded: bool) -> None:
+    sign = np.array([1.0, 1.0] if banded else [1.0, -1.0] * 100)  # a filled page, or a hatched one
+    seeds = AttrDict(s1=run(sign), s2=run(-sign))
+    one = aggregate_seeds(seeds) if banded else seeds
+    ax = draw({"a": one, "b": one}, plot_std_bar=True)
+
+    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+
+
+def test_runs_of_one_value_are_dots_in_the_legend_too() -> None:
+    ax = draw({"a": run([1.0]), "b": run([2.0])})
+
+    for line in (*ax.lines, *ax.get_legend().get_lines()):
+        assert (line.get_marker(), line.get_linestyle()) == ("o", "None")
 
 
 def test_a_legend_of_given_axes_stays_inside_them() -> None:

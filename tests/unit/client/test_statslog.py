@@ -41,6 +41,8 @@ def test_any_collection_of_strings_will_do(names: Any) -> None:
 class Stored(Nameless):
     """A logger whose log is up to date."""
 
+    experiment_dir = "exp/"
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / "logs" / "log_seed_1.hdf5"
 
@@ -68,6 +70,7 @@ def test_values_are_read_from_the_file_that_has_the_seed(tmp_path: Path, name: s
     assert log.stats_tracked == {"loss": [0.5, 0.25], "never": []}
     assert log.clock_tracked["num_steps"] == [10, 20]
     assert log.stats_update_counter == 2
+    assert (log.experiment_dir, log.seed_id) == ("exp/", "seed_1")
 
 
 def test_before_anything_was_logged_there_are_no_values(tmp_path: Path) -> None:

@@ -216,11 +216,19 @@ def test_little_is_not_shared_with_threads() -> None:
 
 
 # --- the summary ----------------------------------------------------------------------------------
-def test_the_keys_of_a_summary_are_mle_loggings_and_n_is_none_of_them() -> None:
+def test_how_many_seeds_there_are_can_be_asked_for_in_every_way() -> None:
+    found = Summary({"mean": np.zeros(2)}, np.array([3, 2]))
+    assert "n" in found
+    assert "mean" in found
+    assert "p1" not in found
+    assert found.get("n") is found["n"] is found.n
+    assert (found.get("p1"), found.get("p1", 5)) == (None, 5)
+
+
+def test_whoever_goes_through_a_summary_meets_the_keys_of_mle_logging_alone() -> None:
     found = summarise([np.zeros((3, 2)), np.ones((2, 2))])
     assert list(found) == list(found.keys()) == [name for name, _ in found.items()] == KEYS
     assert len(found) == 7
-    assert "n" not in found
     assert found.n is found["n"]
     assert found.n.dtype == np.int64
     assert found.n.tolist() == [[2, 2], [2, 2], [1, 1]]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ def fonts() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths that a daemon was asked to publish; no daemon is reached."""
     paths: list[str] = []
-    control: Any = types.ModuleType("mle_client.control")
-    control.publish_before_reading = lambda path, timeout=10.0: paths.append(str(path))
-    monkeypatch.setitem(sys.modules, "mle_client.control", control)
+
+    def asking(path: str, timeout: float = 10.0) -> None:
+        paths.append(str(path))
+
+    monkeypatch.setattr("mle_client.control.publish_before_reading", asking)
     return paths
 
 
@@ -146,7 +148,7 @@ def test_a_meta_log_alone_will_do(root: Path) -> None:
 def test_a_run_without_a_seed_is_a_configuration_too(root: Path) -> None:
     write(root / "a/logs/log_no_seed_provided.hdf5", layout.NO_SEED)
 
-    assert load_runs(str(root)).a.stats.loss.tolist() == [0, 1, 2]
+    assert load_runs(str(root)).a.stats.loss["mean"].tolist() == [0, 1, 2]
 
 
 def test_a_folder_without_a_log_is_an_error(root: Path) -> None:
@@ -163,6 +165,15 @@ def test_the_daemon_of_the_folder_is_asked_to_publish_before_logs_are_looked_for
     monkeypatch.setattr(sys.modules["mle_client.control"], "publish_before_reading", publish)
 
     assert plot(root, "loss") == 0
+
+
+def test_a_log_file_or_the_folder_that_it_is_in_will_do(root: Path, drawn: Any) -> None:
+    sweep(root)
+    write(root / "meta_log.hdf5", "c_2/seed_1", "c_10/seed_1")
+
+    for place in ("lr_0.1/logs", "lr_0.1/logs/log_seed_1.hdf5", "meta_log.hdf5"):
+        assert plot(root / place, "loss") == 0
+    assert [names for names, *_ in drawn] == [["lr_0.1"], ["lr_0.1"], ["c_2", "c_10"]]
 
 
 # --- the picture ----------------------------------------------------------------------------------
@@ -194,6 +205,9 @@ def test_a_name_with_slashes_is_the_name_of_a_file(root: Path, here: Path) -> No
         (["-o", "x.svg"], "x.svg", b"<?xml"),
         (["--output", "x"], "x.png", PNG),
         (["-o", "sub/x.pdf"], "sub/x.pdf", b"%PDF"),
+        (["-o", "sub"], "sub/loss.png", PNG),
+        (["-o", "sub/"], "sub/loss.png", PNG),
+        (["-o", "-"], "-.png", PNG),
     ],
 )
 def test_a_picture_has_the_name_and_form_asked_for(
@@ -301,7 +315,42 @@ def test_a_place_that_cannot_be_written_exits_with_1(
     sweep(root)
 
     assert plot(root, "loss", "-o", "none/x.png") == 1
-    assert "none/x.png" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no folder for the picture: make it" in err
+    assert "none/x.png" in err
+
+
+def test_a_disk_that_takes_no_picture_is_told_with_the_place_and_what_to_do(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "x.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
+    sweep(root)
+
+    assert plot(root, "loss", "-o", "x.png") == 1
+    err = capsys.readouterr().err
+    assert "Permission denied: give another place for the picture with -o: 'x.png'" in err
+
+
+@pytest.mark.parametrize("name", ["", "/dev/null"])
+def test_what_is_no_name_of_a_file_is_bad_usage(
+    root: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        plot(root, "loss", "-o", name)
+    assert f"argument -o/--output: {name!r} is" in capsys.readouterr().err
+
+
+def test_a_statistic_without_a_number_is_drawn_and_told_on_stderr(
+    root: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(root / "logs/log.hdf5", "seed_1", loss=np.full(3, np.nan))
+
+    assert plot(root, "loss") == 0
+    assert "'loss' has no finite value in any run" in capsys.readouterr().err
+    assert (here / "loss.png").is_file()
 
 
 def test_without_matplotlib_it_exits_with_1_and_the_command_that_installs_it(
