@@ -116,10 +116,10 @@ def _place(root: str) -> str:
     if not os.path.exists(root):
         raise LogNotFound(root, "there is no such folder or file")
     place = os.path.realpath(root)
-    is_logs = os.path.basename(place) == _LOGS and os.path.isdir(place)
-    return (
-        os.path.dirname(place) if is_logs and glob.glob(f"{glob.escape(place)}/*.hdf5") else place
-    )
+    if os.path.basename(place) != _LOGS:
+        return place
+    logs = set(glob.glob(f"{glob.escape(place)}/*.hdf5")) - {layout.meta_log_path(place)}
+    return os.path.dirname(place) if logs else place
 
 
 def draw(picture: Picture) -> str:

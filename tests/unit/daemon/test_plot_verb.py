@@ -176,6 +176,14 @@ def test_a_log_file_or_the_folder_that_it_is_in_will_do(root: Path, drawn: Any) 
     assert [names for names, *_ in drawn] == [["lr_0.1"], ["lr_0.1"], ["c_2", "c_10"]]
 
 
+def test_experiments_may_be_below_a_folder_that_is_named_logs(root: Path, drawn: Any) -> None:
+    sweep(root / "logs")
+    write(root / "logs/meta_log.hdf5", "lr_0.1/seed_1")
+
+    assert plot(root / "logs", "loss") == 0
+    assert [names for names, *_ in drawn] == [["lr_0.1", "lr_0.5"]]
+
+
 # --- the picture ----------------------------------------------------------------------------------
 def test_a_picture_of_the_mean_and_its_band_is_made_in_the_current_folder(
     root: Path, here: Path, drawn: Any, capsys: pytest.CaptureFixture[str]
