@@ -397,6 +397,7 @@ class Daemon:
             degraded=self._core.degraded,
             runs=self._core.reports(now),
             groups=self._core.group_reports(),
+            meta_logs=self._core.meta_log_reports(),
         )
 
     @contextlib.contextmanager
