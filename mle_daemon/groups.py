@@ -208,8 +208,12 @@ class Groups:
     def _note_whether_final(self, directory: str) -> None:
         """Keep which configurations of a folder have no final merged file."""
         group = self._groups.get(directory)
-        final = group is None or group.is_final
-        self._meta_logs.note(posixpath.dirname(directory), directory, final=final)
+        self._meta_logs.note(
+            posixpath.dirname(directory),
+            directory,
+            final=group is None or group.is_final,
+            settled=group is None or group.settled,
+        )
 
     # --- done ---------------------------------------------------------------------------------
     def begun(self, job: e.MergeGroup | e.RefreshMeta) -> None:

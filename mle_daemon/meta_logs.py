@@ -33,11 +33,6 @@ class MetaLog(Attempts):
     given_up: bool = False
     rests_until: float = 0.0
 
-    @property
-    def wanted(self) -> bool:
-        """Whether it is to be written, now or later."""
-        return self.queued or (self.behind and not self.given_up)
-
 
 class MetaLogs:
     """Those of all folders that a daemon has met.
@@ -49,7 +44,8 @@ class MetaLogs:
     def __init__(self, recent: int) -> None:
         self._recent = recent
         self._logs: OrderedDict[str, MetaLog] = OrderedDict()
-        self._open: dict[str, set[str]] = {}  # by folder: the configurations that are
+        # By folder: the configurations that are, and whether they are at rest all the same.
+        self._open: dict[str, dict[str, bool]] = {}
         self._changed: set[str] = set()  # folders to look at again
         self._resting: dict[str, float] = {}  # folders to look at again at a time
 
@@ -67,12 +63,17 @@ class MetaLogs:
         if folder in self._logs:
             self._logs[folder].given_up = False
 
-    def note(self, folder: str, configuration: str, *, final: bool) -> None:
-        """Say whether a configuration of a folder has its final merged file."""
+    def note(self, folder: str, configuration: str, *, final: bool, settled: bool = True) -> None:
+        """Say whether a configuration of a folder has its final merged file.
+
+        Args:
+            settled: nothing is to be done for it, unless something happens: the next daemon will
+                not know of it.
+        """
         if not final:
-            self._open.setdefault(folder, set()).add(configuration)
+            self._open.setdefault(folder, {})[configuration] = settled
         elif folder in self._open:
-            self._open[folder].discard(configuration)
+            self._open[folder].pop(configuration, None)
             if not self._open[folder]:
                 del self._open[folder]
 
@@ -149,8 +150,17 @@ class MetaLogs:
         return any(not self._logs[folder].failures for folder in self._resting)
 
     def pending(self) -> list[str]:
-        """What the journal keeps: the folders of those that are to be written."""
-        return [folder for folder, log in self._logs.items() if log.wanted]
+        """What the journal keeps: the folders of those that are to be written.
+
+        One that waits for a configuration of which seeds are missing falls behind again when they
+        have come; the next daemon, which does not know of it, is not to write it before.
+        """
+        return [
+            folder
+            for folder, log in self._logs.items()
+            if log.queued
+            or (log.behind and not log.given_up and not any(self._open.get(folder, {}).values()))
+        ]
 
     def left(self) -> list[str]:
         """The folders of those that are to be written and wait for no configuration."""

@@ -371,10 +371,9 @@ def test_a_late_seed_beside_a_merged_file_of_another_name_is_left_as_it_is(
 
 
 def test_seeds_of_earlier_daemons_are_counted(root: Path, exp: Path) -> None:
-    with daemons.running(root, *ON_FINISH):
-        with crashing(exp, 3, num_seeds=3):
-            for seed in (1, 2):
-                log(exp, seed, [float(seed)], num_seeds=3)
+    with daemons.running(root, *ON_FINISH), crashing(exp, 3, num_seeds=3):
+        for seed in (1, 2):
+            log(exp, seed, [float(seed)], num_seeds=3)
     with daemons.running(root, *ON_FINISH, *SOON):
         log(exp, 4, [4.0])
         wait_until_merged(exp, 1, 2, 3, 4)

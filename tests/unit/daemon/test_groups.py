@@ -609,9 +609,12 @@ def test_a_group_of_which_seeds_are_missing_is_never_merged_and_keeps_the_meta_l
     assert due(groups, 0.0) == [(A, 1)]
     groups.merged(e.GroupMerged(A, 2, "", {"1": "finished", "2": "finished"}))
     assert report(groups)["state"] == WAITING
+    assert groups.due(0.0, leaving=False) == []
+    assert groups.pending_meta_logs() == ["/exps"]
     groups.left(A)
     assert report(groups)["state"] == INCOMPLETE
     assert metas(groups, 0.0) == []
+    assert groups.pending_meta_logs() == []
     run(groups, A, "3", expected=3)
     due(groups, 5.0)
     groups.merged(e.GroupMerged(A, 3, "", dict.fromkeys("123", "finished")))

@@ -98,7 +98,7 @@ def test_one_that_failed_is_tried_once_more_before_a_daemon_leaves(logs: MetaLog
 def test_the_journal_has_it_from_the_merge_of_a_configuration_until_it_is_written(
     logs: MetaLogs,
 ) -> None:
-    logs.note(FOLDER, f"{FOLDER}/x", final=False)
+    logs.note(FOLDER, f"{FOLDER}/x", final=False, settled=False)
     logs.fall_behind(FOLDER)
     assert due(logs) == []
     assert (logs.pending(), logs.left()) == ([FOLDER], [])  # it waits for /exps/a/x
@@ -112,6 +112,17 @@ def test_the_journal_has_it_from_the_merge_of_a_configuration_until_it_is_writte
     assert due(logs) == []
     assert logs.next_due() == 5.0 * REFRESH_REST
     assert (logs.pending(), logs.rest) == ([FOLDER], True)
+
+
+def test_one_that_waits_for_missing_seeds_is_not_written_by_the_next_daemon_before_they_come(
+    logs: MetaLogs,
+) -> None:
+    logs.note(FOLDER, f"{FOLDER}/running", final=False, settled=False)
+    logs.note(FOLDER, f"{FOLDER}/incomplete", final=False)
+    logs.fall_behind(FOLDER)
+    assert (due(logs), state(logs), logs.pending()) == ([], (WAITING, ""), [])
+    logs.note(FOLDER, f"{FOLDER}/incomplete", final=True)
+    assert logs.pending() == [FOLDER]
 
 
 def test_what_was_left_out_is_told(logs: MetaLogs) -> None:
