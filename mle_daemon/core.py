@@ -300,6 +300,9 @@ class Core:
     def _stop_asked(self, event: e.StopAsked) -> None:
         if event.idle and self._groups.hurry():
             return  # it is asked again when these are merged; until then clients may come
+        if self._left:
+            self._answer_stops([Waiter(event.client, event.token)])
+            return
         self.stopping = event if self.stopping is None else self.stopping
         if event.client != e.NOBODY:
             self._stop_waiters.append(Waiter(event.client, event.token))
@@ -320,10 +323,11 @@ class Core:
     def _leave(self, stopping: e.StopAsked) -> None:
         if not self._left:
             self._left = True
-            self._out.answer(
-                self._stop_waiters, _what_is_left(self._groups.undone(), self.config.root)
-            )
+            self._answer_stops(self._stop_waiters)
             self._out.add(e.Leave(asked=not stopping.idle))
+
+    def _answer_stops(self, waiters: Iterable[Waiter]) -> None:
+        self._out.answer(waiters, _left_undone(self._groups.undone(), self.config.root))
 
 
 def _logs(message: m.Request) -> bool:
@@ -333,7 +337,7 @@ def _logs(message: m.Request) -> bool:
     return isinstance(message, m.Data)
 
 
-def _what_is_left(paths: Sequence[str], root: str) -> str:
+def _left_undone(paths: Sequence[str], root: str) -> str:
     """What a daemon that leaves says of merges that are not done; "" where all are."""
     if not paths:
         return ""

@@ -275,6 +275,15 @@ def test_many_merges_that_are_left_are_counted(rig: Rig) -> None:
 
 
 # --- a daemon that leaves -------------------------------------------------------------------------
+def test_a_stop_that_comes_when_it_has_left_is_answered_too(rig: Rig) -> None:
+    end(rig, seed("1", 1))
+    rig.take(ANNA, m.Stop(7))
+    rig.deliver(e.PatienceEnded())
+    rig.receive(BERT, m.Stop(8))
+    ((_, said),) = dones(rig.answers(ANNA))
+    assert dones(rig.answers(BERT)) == [(8, said)]
+
+
 def test_one_that_is_leaving_tells_so_to_those_who_want_to_log_and_refuses_other_versions(
     rig: Rig,
 ) -> None:
