@@ -238,6 +238,7 @@ def test_a_meta_log_that_is_behind_survives_a_kill(rig: Rig, moment: str) -> Non
         assert rig.merge() == [EXP]
     rig.tick()
     assert rig.merges == []
+    assert (rig.core.idle, rig.core.is_empty) == (True, False)  # its journal is to stay
     rig.rotate()
     rig.tick()
     rig.start()
