@@ -67,12 +67,17 @@ def ask(
         socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
         socket.connect(address)
         socket.send_multipart(wire.encode(_hello()))
+        asked = False
         for answer in _answers(socket, time.monotonic() + timeout, is_there):
             match answer:
                 case m.Welcome(version):
                     if version != m.PROTOCOL_VERSION:
                         raise VersionMismatch(m.PROTOCOL_VERSION, version)
                     socket.send_multipart(wire.encode(message))
+                    asked = True
+                case m.Leaving() if not asked:  # it answers to those who want to log no more
+                    socket.send_multipart(wire.encode(message))
+                    asked = True
                 case m.Refused(_, reason):
                     raise ProtocolError(f"the daemon refused: {reason}")
                 case m.Done(token) | m.Status(token) if token == message.token:
@@ -101,8 +106,8 @@ def stop(root: str, timeout: float = 60.0) -> str:
     """Stop a root's daemon and wait until its process is gone.
 
     Returns:
-        "" where all is in the log files, else what is not known to be.  That is still in the
-        journal, and the next start takes it from there.
+        "" where all is in the log files and merged, else what is not, or is not known to be, and
+        what brings it there.
 
     Raises:
         DaemonUnavailable: there is none.
@@ -110,7 +115,10 @@ def stop(root: str, timeout: float = 60.0) -> str:
     """
     daemon = _daemon_of(root)
     deadline = time.monotonic() + timeout
-    error = "the daemon ended without saying that everything is in the log files"
+    error = (
+        "the daemon ended without saying that everything is in the log files; the journal has what "
+        "is missing, and the next start writes it"
+    )
     try:
         answer = _ask_daemon(daemon, m.Stop(_TOKEN), timeout)
         if isinstance(answer, m.Done):

@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -23,6 +24,8 @@ from mle_client.seed_groups import Described
 
 # For another process that merges the same logs: it may have gigabytes to copy.
 LOCK_TIMEOUT_S: Final = 600.0
+# How long merges of this process wait for it, where nothing else is said.
+PATIENCE_S: Final[ContextVar[float]] = ContextVar("PATIENCE_S", default=LOCK_TIMEOUT_S)
 _ATTEMPTS: Final = 10  # of reading files that are replaced meanwhile
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -77,7 +80,7 @@ class Merge:
     mixed: bool = False
     at_least: int = 1
     progress: Progress = lambda done, total: None
-    patience_s: float = LOCK_TIMEOUT_S
+    patience_s: float = field(default_factory=PATIENCE_S.get)
 
 
 # Files that cannot be read, or copied: what an attempt finds out about them, the next one knows.

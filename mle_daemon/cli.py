@@ -126,9 +126,7 @@ def _stop(options: argparse.Namespace) -> int:
     root = _existing(options.root)
     problem = control.stop(root, options.timeout)
     if problem:
-        say(
-            f"stopped, but {problem}; the journal has what is missing, and the next start writes it"
-        )
+        say(f"stopped, but {problem}")
         return EXIT_PARTIAL
     say(f"stopped; everything under {root} is on disk")
     return EXIT_OK

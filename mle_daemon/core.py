@@ -12,8 +12,10 @@ segment begins with one, so that older segments can go.
 
 from __future__ import annotations
 
+import posixpath
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from mle_client import messages as m
 from mle_daemon import events as e
@@ -29,6 +31,8 @@ from mle_daemon.publisher import Publisher
 from mle_daemon.registry import Registry
 from mle_daemon.replay import Replay
 from mle_daemon.runs import RunState, Waiter
+
+_NAMED: Final = 5  # merges that are left; the others are counted
 
 
 class Core:
@@ -108,6 +112,8 @@ class Core:
                 self._out.extend(self._artifacts.stored(event))
             case e.ArtifactNotStored():
                 self._out.extend(self._artifacts.not_stored(event, now))
+            case e.MergeBegun(job):
+                self._groups.begun(job)
             case e.GroupMerged():
                 self._groups.merged(event)
                 self._out.log("info", f"{event.directory}: {event.seeds} seeds are merged")
@@ -117,10 +123,12 @@ class Core:
                 self._groups.not_merged(event, now)
                 if not (event.too_few or event.gone):
                     self._out.log("warning", f"not merged: {event.error}")
-            case e.MetaRefreshed(_, error):
+            case e.MetaRefreshed(folder, error):
                 self._groups.refreshed(event, now)
                 if error:
                     self._out.log("warning", f"the meta log is not refreshed: {error}")
+                elif event.why:
+                    self._out.log("warning", f"the meta log of {folder}: left out: {event.why}")
             case e.RingsSeen(producers):
                 self._rings_seen(producers)
             case e.PublishEverything():
@@ -168,7 +176,9 @@ class Core:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is left to do, for a later daemon either: the journal may go."""
-        return self.idle and not self._groups.pending() and not self._registry.has_left_rings
+        groups = self._groups
+        is_merged = not groups.pending() and not groups.pending_meta_logs()
+        return self.idle and is_merged and not self._registry.has_left_rings
 
     @property
     def is_written(self) -> bool:
@@ -190,6 +200,10 @@ class Core:
     def group_reports(self) -> list[e.Report]:
         """The groups' part of a status report."""
         return self._groups.reports()
+
+    def meta_log_reports(self) -> list[e.Report]:
+        """The meta logs' part of a status report."""
+        return self._groups.meta_log_reports()
 
     def wanted_artifacts(self, producer: m.ProducerId) -> frozenset[int]:
         """Numbers of a producer's artifacts that are announced and whose bytes are not here."""
@@ -229,7 +243,7 @@ class Core:
     def _received(self, client: e.Client, message: m.Request, now: float) -> None:
         if client != e.NOBODY:
             self._heard[client] = now
-        if self.stopping is not None and isinstance(message, m.Hello | m.Data):
+        if self.stopping is not None and _logs(message):
             self._out.send(client, m.Leaving())  # what it has stays in its ring
             return
         match message:
@@ -286,6 +300,9 @@ class Core:
     def _stop_asked(self, event: e.StopAsked) -> None:
         if event.idle and self._groups.hurry():
             return  # it is asked again when these are merged; until then clients may come
+        if self._left:
+            self._answer_stops([Waiter(event.client, event.token)])
+            return
         self.stopping = event if self.stopping is None else self.stopping
         if event.client != e.NOBODY:
             self._stop_waiters.append(Waiter(event.client, event.token))
@@ -306,5 +323,28 @@ class Core:
     def _leave(self, stopping: e.StopAsked) -> None:
         if not self._left:
             self._left = True
-            self._out.answer(self._stop_waiters)
+            self._answer_stops(self._stop_waiters)
             self._out.add(e.Leave(asked=not stopping.idle))
+
+    def _answer_stops(self, waiters: Iterable[Waiter]) -> None:
+        self._out.answer(waiters, _left_undone(self._groups.undone(), self.config.root))
+
+
+def _logs(message: m.Request) -> bool:
+    """Whether a message is of a client that wants to log, as far as can be told."""
+    if isinstance(message, m.Hello):
+        return message.version == m.PROTOCOL_VERSION  # another one is refused
+    return isinstance(message, m.Data)
+
+
+def _left_undone(paths: Sequence[str], root: str) -> str:
+    """What a daemon that leaves says of merges that are not done; "" where all are."""
+    if not paths:
+        return ""
+    names = [posixpath.relpath(path, root) for path in paths[:_NAMED]]
+    named = ", ".join(names) + (", …" if len(paths) > _NAMED else "")
+    count = "1 merge is" if len(paths) == 1 else f"{len(paths)} merges are"
+    return (
+        f"{count} left ({named}): the next start does that, as does "
+        f"`mle-daemon merge --root {root}`"
+    )

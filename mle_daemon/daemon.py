@@ -54,6 +54,8 @@ _SILENT_AFTER_S: Final = 35.0
 # What a stop may take before the rest is left to the journal: service managers kill after 90 s.
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
+# How long one that leaves listens for those who were connecting: they need a few milliseconds.
+_LATE_S: Final = 0.05
 _STOP_TIMEOUT_S: Final = 10.0  # for what is arriving to be given up; a stalled disk can take longer
 
 
@@ -117,6 +119,7 @@ class Daemon:
             _LOG.info("ready: pid %d, %s, root %s", os.getpid(), endpoint.endpoint, endpoint.root)
             self._loop()
             self._remove_done_rings()
+            self._answer_late()
         return self._end(endpoint)
 
     @contextlib.contextmanager
@@ -178,6 +181,13 @@ class Daemon:
             self._housekeeping(time.monotonic())
             self._deliver(e.Tick())
             self._flush_journal()
+
+    def _answer_late(self) -> None:
+        """Answer those who have asked meanwhile, a second `stop` above all."""
+        until = time.monotonic() + _LATE_S
+        while (left := until - time.monotonic()) > 0:
+            for client, message in self._server.wait(left)[0]:
+                self._receive(client, message)
 
     def _wait_s(self, now: float) -> float:
         until = min(self._core.next_due(), now + _LONGEST_WAIT_S)
@@ -397,6 +407,7 @@ class Daemon:
             degraded=self._core.degraded,
             runs=self._core.reports(now),
             groups=self._core.group_reports(),
+            meta_logs=self._core.meta_log_reports(),
         )
 
     @contextlib.contextmanager

@@ -192,18 +192,27 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeBegun:
+    """The merging process is at a job: it does one after another."""
+
+    job: MergeGroup | RefreshMeta
+
+
+@dataclass(frozen=True, slots=True)
 class GroupMerged:
     """The seeds of a configuration are merged, as far as they have ended.
 
     Args:
         directory: of the configuration.
-        seeds: how many are in the merged file.
+        seeds: how many are in the merged file, or in others of several seeds.
         why: "", or what was left out and why.
+        states: {seed: "finished" or "crashed"} of those that have ended, as their logs say.
     """
 
     directory: str
     seeds: int
     why: str = ""
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +225,7 @@ class GroupNotMerged:
         too_few: not as many have ended as it takes.
         gone: there is no such folder any more, or no log in it.
         retry: the reason may go away by itself.
+        seeds, states: where there are too few, as of `GroupMerged`.
     """
 
     directory: str
@@ -223,6 +233,8 @@ class GroupNotMerged:
     too_few: bool = False
     gone: bool = False
     retry: bool = False
+    seeds: int = 0
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +244,15 @@ class MetaRefreshed:
     Args:
         folder: of the configurations.
         error: "" or why not.
+        retry: the reason may go away by itself.
+        why: "", or what was left out and why.
         took: seconds.
     """
 
     folder: str
     error: str = ""
+    retry: bool = False
+    why: str = ""
     took: float = field(default=0.0, compare=False)
 
 
@@ -262,7 +278,7 @@ Event: TypeAlias = (
     Received | Journaled | JournalFailed | Replayed | Recovered | RunOpened | RunNotOpened
     | Published | PublishFailed | Sealed | ProducerGone | RingsSeen | PublishEverything
     | StopAsked | Tick | Arrived | NotArrived | ArtifactStored | ArtifactNotStored | Problem
-    | GroupMerged | GroupNotMerged | MetaRefreshed | PatienceEnded
+    | MergeBegun | GroupMerged | GroupNotMerged | MetaRefreshed | PatienceEnded
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Pure.  A *group* is the runs that log to one folder.  How many of its seeds have
 counted here: seeds may have run under earlier daemons, so the merge itself looks at the files, and
 answers that there are too few.  A group is *pending* from the end of a run until a merge has looked
 at it; the journal keeps that, so that a kill in between postpones the merge and does not lose it.
+The merged files of a folder's configurations are for `meta_logs`.
 """
 
 from __future__ import annotations
@@ -11,71 +12,19 @@ from __future__ import annotations
 import posixpath
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 from mle_client import layout
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, DaemonConfig
-
-# After a merge that failed for want of room, say: soon, then ever later, so as not to fill the log.
-RETRY_FIRST_S: Final = 2.0
-RETRY_MOST_S: Final = 60.0
-# A meta log is written as a whole: one that took t seconds rests 20 t, so that configurations that
-# end one after another cost a twentieth of the time, however many there are.
-REFRESH_REST: Final = 20.0
-# Fewer seeds than these are not worth a merge, unless they are known to be all.
-_SEVERAL: Final = 2
+from mle_daemon.group import SEVERAL, Group
+from mle_daemon.merge_attempts import FAILED
+from mle_daemon.meta_logs import MetaLogs
 
 # All are looked through when something has happened to a tenth of them: so it costs little.
 _LOOKED_THROUGH_AFTER: Final = 10
 
 _NEVER: Final = float("inf")
-
-WAITING, MERGING, MERGED = "waiting", "merging", "merged"
-INCOMPLETE, SINGLE, FAILED = "incomplete", "single", "failed"
-
-
-@dataclass(slots=True)
-class Group:
-    """One configuration.
-
-    Args:
-        expected: how many seeds it has, None where nobody said.
-        running: live runs.
-        ended: {seed: state} of the runs that have ended here.
-        merged: seeds in the merged file.
-        pending: a run has ended that no merge has looked at.
-        quiet_since: when the last run began or ended; None until the time is known.
-        outcome: of the last look, one of the words above; "" before the first.
-        why: what went wrong.
-        failures: how often in a row something did that may go away by itself.
-        retry_at: not before that time, after a failure.
-    """
-
-    expected: int | None = None
-    running: int = 0
-    ended: dict[str, str] = field(default_factory=dict)
-    merged: int = 0
-    pending: bool = False
-    merging: bool = False
-    quiet_since: float | None = None
-    outcome: str = ""
-    why: str = ""
-    failures: int = 0
-    retry_at: float = 0.0
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is left that would change its merged file."""
-        return not (self.running or self.pending or self.merging)
-
-    @property
-    def state(self) -> str:
-        """In one word, for the status report."""
-        if self.merging:
-            return MERGING
-        return WAITING if self.pending and self.outcome != FAILED else self.outcome or WAITING
 
 
 class Groups:
@@ -96,31 +45,26 @@ class Groups:
         self._last_round: float | None = None  # of merging every so often
         self._happened = 0  # since old groups were looked for
         self._hurried = False
-        # By folder of configurations: those that have no final merged file; whether the meta log is
-        # behind; of these folders the ones to look at again since something has changed in them;
-        # and whether the meta log is being written.
-        self._open: dict[str, set[str]] = {}
-        self._behind: set[str] = set()
-        self._changed: set[str] = set()
-        self._refreshing: set[str] = set()
-        self._refresh_from: dict[str, float] = {}  # not before that time
-        self._resting: dict[str, float] = {}  # those that wait for it
+        self._leaving = False
+        self._meta_logs = MetaLogs(config.recent_runs)
 
     # --- told ---------------------------------------------------------------------------------
     def began(self, directory: str, seed_id: str, expected: int | None) -> None:
         """A run of a group is here."""
         group = self._touch(directory, expected)
         group.running += 1
+        group.going.add(seed_id)
         group.ended.pop(seed_id, None)  # it goes on, or is done again
 
     def ended(self, directory: str, seed_id: str, state: str) -> None:
         """A run of a group has ended, and its log has its final form."""
         group = self._one_less(directory)
+        group.going.discard(seed_id)
         group.ended[seed_id] = state
-        group.failures, group.retry_at = 0, 0.0
+        group.forgive()
         if seed_id == layout.NO_SEED and group.expected is None and len(group.ended) == 1:
             if self._config.merge != OFF:
-                group.outcome = SINGLE  # nobody spoke of seeds: there is none to wait for
+                group.is_single()  # nobody spoke of seeds: there is none to wait for
                 self._fall_behind(directory)
             return
         self._want(directory, group)
@@ -134,12 +78,19 @@ class Groups:
     def _one_less(self, directory: str) -> Group:
         group = self._touch(directory, None)
         group.running = max(0, group.running - 1)
-        self._changed.add(posixpath.dirname(directory))
+        if not group.running:
+            group.going.clear()
+        self._meta_logs.change(posixpath.dirname(directory))
         return group
 
     def restore(self, directory: str, expected: int | None) -> None:
         """A group was pending when an earlier daemon was killed or stopped."""
         self._want(directory, self._touch(directory, expected))
+
+    def restore_meta_log(self, folder: str) -> None:
+        """That of a folder was to be written when an earlier daemon was killed or stopped."""
+        if self._config.merge != OFF:
+            self._meta_logs.fall_behind(folder)
 
     def _want(self, directory: str, group: Group) -> None:
         if self._config.merge != OFF:
@@ -174,6 +125,9 @@ class Groups:
         Args:
             leaving: the daemon is about to leave: no further run is waited for.
         """
+        if leaving and not self._leaving:
+            self._try_again()
+        self._leaving = leaving
         leaving = leaving or self._hurried
         self._hurried = False
         touched = list(self._touched)
@@ -182,30 +136,21 @@ class Groups:
         jobs: list[e.MergeGroup | e.RefreshMeta] = []
         jobs += self._due_groups(now, leaving, list(self._pending) if everything else touched)
         if everything:
+            pending = self._pending.values()
             self._next = min(
-                (self._due_at(group, False) for group in self._pending.values()), default=_NEVER
+                (self._due_at(each, self._leaving) for each in pending), default=_NEVER
             )
         for directory in touched:
             self._note_whether_final(directory)
         self._happened += len(touched)
         self._forget_old()
-        return jobs + self._due_meta_logs(now, leaving)
+        return jobs + self._meta_logs.due(now, leaving=leaving)
 
-    def _due_meta_logs(self, now: float, leaving: bool) -> list[e.RefreshMeta]:
-        jobs = []
-        looked_at = self._changed | self._resting.keys()
-        self._changed.clear()
-        for folder in sorted(looked_at & self._behind - self._refreshing):
-            self._resting.pop(folder, None)
-            if folder in self._open:
-                continue
-            if not leaving and self._refresh_from.get(folder, 0.0) > now:
-                self._resting[folder] = self._refresh_from[folder]
-                continue
-            self._behind.discard(folder)
-            self._refreshing.add(folder)
-            jobs.append(e.RefreshMeta(folder))
-        return jobs
+    def _try_again(self) -> None:
+        """Wait no longer after failures: there is one more attempt before the daemon leaves."""
+        for group in self._pending.values():
+            group.forgive()
+        self._meta_logs.leaving()
 
     def _due_groups(
         self, now: float, leaving: bool, directories: Iterable[str]
@@ -222,7 +167,8 @@ class Groups:
                 self._next = min(self._next, due_at)
                 continue
             del self._pending[directory]
-            group.pending, group.merging, group.why = False, True, ""
+            group.pending = False
+            group.queue()
             jobs.append(e.MergeGroup(directory, self._at_least(group), self._config.keep_seed_logs))
         if jobs:
             self._last_round = now
@@ -231,11 +177,11 @@ class Groups:
     def next_due(self) -> float:
         """When something is to be looked at; infinity if nothing is."""
         touched = [self._pending[each] for each in self._touched if each in self._pending]
-        groups = min((self._due_at(group, False) for group in touched), default=self._next)
-        return min([groups, *self._resting.values()])
+        due = (self._due_at(group, self._leaving) for group in touched)
+        return min(min(due, default=self._next), self._meta_logs.next_due())
 
     def _due_at(self, group: Group, leaving: bool) -> float:
-        if group.merging:
+        if group.queued:
             return _NEVER
         if self._config.merge == EVERY and not leaving:
             return max(self._round_at(), group.retry_at)
@@ -256,76 +202,72 @@ class Groups:
     def _at_least(self, group: Group) -> int:
         """How many seeds must have ended for a merge."""
         if group.expected is None:
-            return _SEVERAL
+            return SEVERAL
         return 1 if self._config.merge == EVERY else group.expected
 
     def _note_whether_final(self, directory: str) -> None:
         """Keep which configurations of a folder have no final merged file."""
-        folder, group = posixpath.dirname(directory), self._groups.get(directory)
-        if group is None or (group.settled and group.outcome in (MERGED, SINGLE)):
-            still_open = self._open.get(folder, set())
-            still_open.discard(directory)
-            if not still_open:
-                self._open.pop(folder, None)
-        else:
-            self._open.setdefault(folder, set()).add(directory)
+        group = self._groups.get(directory)
+        self._meta_logs.note(
+            posixpath.dirname(directory),
+            directory,
+            final=group is None or group.is_final,
+            settled=group is None or group.settled,
+        )
 
     # --- done ---------------------------------------------------------------------------------
+    def begun(self, job: e.MergeGroup | e.RefreshMeta) -> None:
+        """The merging process is at a job."""
+        match job:
+            case e.MergeGroup(directory):
+                self._groups.setdefault(directory, Group()).begun = True
+            case e.RefreshMeta(folder):
+                self._meta_logs.begin(folder)
+
     def merged(self, event: e.GroupMerged) -> None:
         """A group is merged, as far as its seeds have ended."""
         group = self._looked_at(event.directory)
-        group.merged = event.seeds
-        group.outcome, group.why = (FAILED if event.why else MERGED), event.why
-        group.failures = 0
+        group.merge_ended(event.seeds, event.states, event.why)
         self._fall_behind(event.directory)
 
     def not_merged(self, event: e.GroupNotMerged, now: float) -> None:
         """A group is not merged."""
         group = self._looked_at(event.directory)
         if event.gone:
+            group.end("")
             if group.settled:
                 del self._groups[event.directory]
         elif event.too_few:
-            group.outcome = INCOMPLETE if group.expected is not None else SINGLE
-            if group.outcome == SINGLE:
+            group.found_too_few(event.seeds, event.states)
+            if group.complete:
                 self._fall_behind(event.directory)
+        elif event.retry:
+            group.complete = False
+            group.fail(event.error, now)
+            self._want(event.directory, group)
         else:
-            group.outcome, group.why = FAILED, event.error
-            if event.retry:
-                group.retry_at = now + min(RETRY_MOST_S, RETRY_FIRST_S * 2.0**group.failures)
-                group.failures += 1
-                self._want(event.directory, group)
+            group.complete = False
+            group.end(FAILED, event.error)
 
     def refreshed(self, event: e.MetaRefreshed, now: float) -> None:
-        """A meta log is written, or cannot be: then again when something changes."""
-        self._refreshing.discard(event.folder)
-        self._refresh_from[event.folder] = now + REFRESH_REST * event.took
-        if event.error:
-            self._behind.add(event.folder)
-        else:
-            self._changed.add(event.folder)  # something may have been merged meanwhile
+        """A meta log is written, or cannot be."""
+        self._meta_logs.refreshed(event, now)
 
     def _looked_at(self, directory: str) -> Group:
-        group = self._groups.setdefault(directory, Group())
-        group.merging = False
         self._touched[directory] = None
-        self._changed.add(posixpath.dirname(directory))
-        return group
+        self._meta_logs.change(posixpath.dirname(directory))
+        return self._groups.setdefault(directory, Group())
 
     def _fall_behind(self, directory: str) -> None:
         folder = posixpath.dirname(directory)
         if directory != self._config.root and f"{folder}/".startswith(self._config.root + "/"):
-            self._behind.add(folder)
+            self._meta_logs.fall_behind(folder)
 
     # --- looking ------------------------------------------------------------------------------
     @property
     def at_work(self) -> bool:
         """Whether something is being merged, or is about to be."""
-        return (
-            bool(self._refreshing)
-            or bool(self._changed & self._behind)
-            or any(group.merging for group in self._groups.values())
-        )
+        return self._meta_logs.at_work or any(group.queued for group in self._groups.values())
 
     @property
     def at_rest(self) -> bool:
@@ -339,18 +281,35 @@ class Groups:
 
     def _waits(self) -> bool:
         """Whether there is something to merge that waits only for more of its kind."""
-        return bool(self._resting) or any(map(self._could_be_merged, self._pending.values()))
-
-    def _could_be_merged(self, group: Group) -> bool:
-        return not group.failures and self._due_at(group, True) < _NEVER
+        return self._meta_logs.rest or any(
+            not group.failures and self._due_at(group, True) < _NEVER
+            for group in self._pending.values()
+        )
 
     def pending(self) -> dict[str, int | None]:
         """What the journal keeps of the groups that are to be merged: {directory: expected}."""
         return {
             directory: group.expected
             for directory, group in self._groups.items()
-            if group.pending or group.merging or posixpath.dirname(directory) in self._refreshing
+            if group.pending or group.queued
         }
+
+    def pending_meta_logs(self) -> list[str]:
+        """What the journal keeps of the meta logs that are to be written: their folders."""
+        return self._meta_logs.pending()
+
+    def undone(self) -> list[str]:
+        """What could be merged, were there time for it: folders of groups, paths of meta logs."""
+        groups = [
+            directory
+            for directory, group in self._groups.items()
+            if group.queued or (group.pending and self._due_at(group, True) < _NEVER)
+        ]
+        return [*groups, *map(layout.meta_log_path, self._meta_logs.left())]
+
+    def meta_log_reports(self) -> list[e.Report]:
+        """The meta logs' part of a status report."""
+        return self._meta_logs.reports()
 
     def reports(self) -> list[e.Report]:
         """The groups' part of a status report."""

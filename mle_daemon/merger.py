@@ -26,7 +26,7 @@ from mle_client import discovery
 from mle_daemon import events as e
 
 _REST_S: Final = 10.0  # without a job; a new process takes some 0.2 s of processor time
-# It waits for other merges for 600 s (`merging.LOCK_TIMEOUT_S`), and then says so.
+# A disk may stall for minutes; locks are waited for much shorter (`merge_process.PATIENCE_S`).
 _HUNG_AFTER_S: Final = 900.0
 _LOOK_EVERY_S: Final = 5.0  # whether it reads and writes
 # A file may be damaged so that HDF5 crashes on it; memory that was short may be there again.
@@ -42,7 +42,7 @@ class Merger:
     """Carries out `MergeGroup` and `RefreshMeta`.
 
     Args:
-        on_outcome: called by another thread with what came of each job.
+        on_outcome: called by another thread when a job begins, and with what came of it.
     """
 
     def __init__(self, on_outcome: Callable[[e.Event], None]) -> None:
@@ -72,6 +72,7 @@ class Merger:
     def _run(self) -> None:
         try:
             while (job := self._next()) is not None:
+                self._on_outcome(e.MergeBegun(job))
                 self._on_outcome(self._do(job))
         finally:
             self._end()
@@ -183,12 +184,14 @@ def _plain(job: Job) -> dict[str, Any]:
 
 
 def _outcome(job: Job, answer: dict[str, Any]) -> e.Event:
-    error = answer.get("error", "")
+    error, retry = answer.get("error", ""), bool(answer.get("retry"))
+    why = "" if error else "; ".join(answer["left_out"])
     match job:
         case e.RefreshMeta(folder):
-            return e.MetaRefreshed(folder, error or "; ".join(answer["left_out"]))
+            return e.MetaRefreshed(folder, error, retry, why)
         case e.MergeGroup(directory):
+            seeds, states = answer.get("seeds", 0), answer.get("states", {})
             if not error:
-                return e.GroupMerged(directory, answer["seeds"], "; ".join(answer["left_out"]))
-            reasons = {name: bool(answer.get(name)) for name in ("too_few", "gone", "retry")}
-            return e.GroupNotMerged(directory, error, **reasons)
+                return e.GroupMerged(directory, seeds, why, states)
+            too_few, gone = bool(answer.get("too_few")), bool(answer.get("gone"))
+            return e.GroupNotMerged(directory, error, too_few, gone, retry, seeds, states)

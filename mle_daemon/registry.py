@@ -159,7 +159,9 @@ class Registry:
         """All that is known besides ticks."""
         saved = self.saved_runs(self.runs)
         streams = (*saved.streams, *saved_ends(self.ended.values()).streams)
-        return state.Saved(saved.runs, streams, tuple(self._groups.pending().items()))
+        groups = tuple(self._groups.pending().items())
+        meta_logs = tuple(self._groups.pending_meta_logs())
+        return state.Saved(saved.runs, streams, groups, meta_logs)
 
     def saved_runs(self, run_ids: Iterable[m.RunId]) -> state.Saved:
         """What is known of some runs and their streams besides ticks."""

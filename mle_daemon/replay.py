@@ -92,6 +92,8 @@ class Replay:
         """Take over the runs and streams of a state record, but for those known already."""
         for directory, expected in saved.groups:
             self._groups.restore(directory, expected)
+        for folder in saved.meta_logs:
+            self._groups.restore_meta_log(folder)
         for run in saved.runs:
             if self._registry.restore_run(run):
                 self._openings.want(run.run.run_id, now)

@@ -1,8 +1,9 @@
 """The journal's own record: what is known of unfinished runs besides their ticks.  Version 1.
 
-Pure.  A msgpack array ["state", {"runs": […], "streams": […], "groups": […]}], readable by any
-msgpack decoder; a run and a schema inside are the records of `mle_client.wire`, as bytes, and a
-group, which is to be merged, is its folder and how many seeds it has, if that is known.
+Pure.  A msgpack array ["state", {"runs": […], "streams": […], "groups": […], "meta_logs": […]}],
+readable by any msgpack decoder; a run and a schema inside are the records of `mle_client.wire`, as
+bytes; a group, which is to be merged, is its folder and how many seeds it has, if that is known; a
+meta log, which is to be written, is its folder.
 
 A second, short kind of record, ["settled", [[producer, number], …], [[producer, number], …]], says
 which artifacts are stored, and which are lost: they need no more care.
@@ -64,6 +65,7 @@ class Saved:
     runs: tuple[SavedRun, ...]
     streams: tuple[SavedStream, ...]
     groups: tuple[Group, ...] = ()
+    meta_logs: tuple[str, ...] = ()
 
 
 def encode(saved: Saved) -> bytes:
@@ -86,7 +88,9 @@ def encode(saved: Saved) -> bytes:
         ]
         for s in saved.streams
     ]
-    content = {"runs": runs, "streams": streams, "groups": saved.groups}
+    content = {
+        "runs": runs, "streams": streams, "groups": saved.groups, "meta_logs": saved.meta_logs,
+    }  # fmt: skip
     packed: bytes = msgpack.packb([NAME, content], use_bin_type=True)
     return packed
 
@@ -109,9 +113,10 @@ def decode(body: list[Any]) -> Saved:
             (str(folder), None if seeds is None else int(seeds))
             for folder, seeds in content.get("groups", ())
         )
+        meta_logs = tuple(map(_folder, content.get("meta_logs", ())))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ProtocolError(f"a state record is malformed: {error}") from error
-    return Saved(runs, streams, groups)
+    return Saved(runs, streams, groups, meta_logs)
 
 
 def encode_settled(stored: Iterable[Artifact], lost: Iterable[Artifact]) -> bytes:
@@ -133,6 +138,12 @@ def decode_settled(body: list[Any]) -> tuple[list[Artifact], list[Artifact]]:
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"a record of settled artifacts is malformed: {error}") from error
     return stored, lost
+
+
+def _folder(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ProtocolError("a state record holds something else where a folder should be")
+    return value
 
 
 def _one_run(packed: bytes) -> m.Run:

@@ -6,7 +6,9 @@ lost}, `artifacts_waiting` (saved, not on disk yet), `lag_s` (age of the oldest 
 published), `bytes_waiting` (of the stream, not published), `last_error`;
 `groups`: a list of `directory`, `expected` (how many seeds, None where nobody said), `running`,
 `finished`, `crashed`, `merged` (seeds in the merged file), `state` ("waiting", "merging", "merged",
-"incomplete", "single", "failed" or "off") and `why` it failed.
+"incomplete", "single", "failed" or "off") and `why` it failed;
+`meta_logs`: a list of `directory` (of the configurations), `state` ("waiting", "merging", "merged"
+or "failed") and `why` it failed.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ def report(
     degraded: str,
     runs: Iterable[Report],
     groups: Iterable[Report],
+    meta_logs: Iterable[Report],
 ) -> Report:
-    """Put a report together.  Runs are ordered by folder and seed, groups by folder."""
+    """Put a report together.  Runs are ordered by folder and seed, the others by folder."""
     ordered = sorted(runs, key=lambda run: (run["experiment_dir"], run["seed_id"]))
     return {
         "pid": pid,
@@ -38,4 +41,5 @@ def report(
         "degraded": degraded,
         "runs": ordered,
         "groups": sorted(groups, key=lambda group: group["directory"]),
+        "meta_logs": sorted(meta_logs, key=lambda meta_log: meta_log["directory"]),
     }

@@ -19,6 +19,7 @@ _NUMBERS: Final = range(3, 9)  # columns whose text ends where the column ends
 _GROUP_COUNTS: Final = ("expected", "running", "finished", "crashed", "merged")
 _GROUP_TITLES: Final = ("group", "seeds", *_GROUP_COUNTS[1:], "merge", "why")
 _GROUP_NUMBERS: Final = range(1, 6)
+_META_TITLES: Final = ("folder", "meta log", "why")
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -41,6 +42,9 @@ def describe(report: dict[str, Any]) -> str:
     if report.get("groups"):  # an earlier release has none
         rows = [_group_row(group, report["root"]) for group in report["groups"]]
         parts.append(aligned([_GROUP_TITLES, *rows], right=_GROUP_NUMBERS))
+    if report.get("meta_logs"):
+        rows = [_meta_row(meta_log, report["root"]) for meta_log in report["meta_logs"]]
+        parts.append(aligned([_META_TITLES, *rows]))
     return "\n\n".join(parts)
 
 
@@ -55,8 +59,19 @@ def _run_row(run: dict[str, Any], root: str) -> list[str]:
 
 def _group_row(group: dict[str, Any], root: str) -> list[str]:
     counts = ["?" if group[name] is None else str(group[name]) for name in _GROUP_COUNTS]
-    why = " ".join(group["why"].split()) or "-"
-    return [posixpath.relpath(group["directory"], root), *counts, group["state"], why]
+    return [_below(group, root), *counts, group["state"], _why(group)]
+
+
+def _meta_row(meta_log: dict[str, Any], root: str) -> list[str]:
+    return [_below(meta_log, root), meta_log["state"], _why(meta_log)]
+
+
+def _below(merge: dict[str, Any], root: str) -> str:
+    return posixpath.relpath(merge["directory"], root)
+
+
+def _why(merge: dict[str, Any]) -> str:
+    return " ".join(merge["why"].split()) or "-"
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

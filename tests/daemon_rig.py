@@ -329,11 +329,12 @@ class Rig:
         return e.Published(job.run.run_id, self.disk.publish(job), 0.01)
 
     # --- merging ------------------------------------------------------------------------------
-    def merge(self, error: str = "", **facts: bool) -> list[str]:
+    def merge(self, error: str = "", meta_error: str = "", **facts: bool) -> list[str]:
         """Have the merging process do the jobs it has, and tell what came of them.
 
         Args:
             error: with which merges of seeds fail, "" where they do not.
+            meta_error: with which meta logs are not written, for now.
             facts: as of `GroupNotMerged`.
 
         Returns:
@@ -342,18 +343,28 @@ class Rig:
         jobs, self.merges = self.merges, []
         folders = []
         for job in jobs:
+            self.deliver(e.MergeBegun(job))
             if isinstance(job, e.RefreshMeta):
                 folders.append(job.folder)
-                self.deliver(e.MetaRefreshed(job.folder))
+                self.deliver(e.MetaRefreshed(job.folder, meta_error, retry=True))
                 continue
             folders.append(job.directory)
             if error:
                 self.deliver(e.GroupNotMerged(job.directory, error, **facts))
             else:
-                logs = [path for path in self.disk.files if path.startswith(job.directory + "/")]
-                self.deliver(e.GroupMerged(job.directory, len(logs)))
+                states = self._states(job.directory)
+                self.deliver(e.GroupMerged(job.directory, len(states), "", states))
         self.write_journal()
         return folders
+
+    def _states(self, directory: str) -> dict[str, str]:
+        """How the runs of a folder have ended, by seed."""
+        files = {
+            path.removeprefix(f"{directory}/logs/log_").removesuffix(".hdf5"): file
+            for path, file in self.disk.files.items()
+            if path.startswith(directory + "/")
+        }
+        return {seed: file.status for seed, file in files.items() if file.status != "running"}
 
     # --- artifacts ----------------------------------------------------------------------------
     def arrive(self, trainer: Trainer, *numbers: int) -> None:

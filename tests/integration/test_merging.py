@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mle_client import MLELogger, control, layout, load_log, load_meta_log, merge_seed_logs
+from mle_client import MLELogger, control, files, layout, load_log, load_meta_log, merge_seed_logs
 from mle_client.endpoint import live_daemon, read_endpoint
 from mle_client.merge import merge_group
 from tests.integration import daemons
@@ -198,7 +198,7 @@ def test_every_so_often_what_has_ended_is_merged_and_the_rest_goes_on(
             for seed in (1, 2):
                 log(exp, seed, [float(seed)], num_seeds=3)
             wait_for(lambda: len(merged(exp)) == 2)
-            wait_for(lambda: group(exp)["state"] == "merged")
+            wait_for(lambda: group(exp)["state"] == "waiting" and group(exp)["merged"] == 2)
             assert group(exp)["running"] == 1
         wait_until_merged(exp, 1, 2, 3)
 
@@ -295,11 +295,90 @@ def test_a_stop_does_not_wait_for_a_merging_process_that_hangs(root: Path, exp: 
     wait_for(lambda: group(exp)["state"] == "incomplete")
     process.suspend()
     log(exp, 2, [2.0], num_seeds=2)
-    daemons.stop(root)
+    with stopping(root), stopping(root):
+        wait_for(lambda: group(exp)["state"] == "merging")
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert names(exp) == ["log_seed_1.hdf5", "log_seed_2.hdf5"]
     with daemons.running(root, *ON_FINISH):
         wait_until_merged(exp, 1, 2)
+
+
+@contextlib.contextmanager
+def stopping(root: Path) -> Iterator[None]:
+    """A stop that is asked for at the beginning, and leaves a merge to the next daemon."""
+    with subprocess.Popen(
+        [*daemons.PROGRAM, "stop", "--root", str(root)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield
+        _, said = process.communicate(timeout=60)
+    assert "1 merge is left (exp): the next start does that" in said
+    assert process.returncode == 7
+
+
+# --- locked ---------------------------------------------------------------------------------------
+def test_a_group_that_is_locked_keeps_no_other_one_waiting_and_is_left_by_a_stop(
+    root: Path, exp: Path
+) -> None:
+    daemons.start(root, *ON_FINISH)
+    exp.mkdir()
+    with files.locked(str(exp), timeout=0):
+        for folder in (exp, root / "other"):
+            for seed in (1, 2):
+                log(folder, seed, [float(seed)], num_seeds=2)
+        wait_until_merged(root / "other", 1, 2)
+        wait_for(lambda: group(exp)["state"] == "failed")
+        assert "has had it locked" in group(exp)["why"]
+        with stopping(root):
+            pass
+    with daemons.running(root, *ON_FINISH):
+        wait_until_merged(exp, 1, 2)
+        wait_for((root / "meta_log.hdf5").exists)
+
+
+def test_a_meta_log_that_cannot_be_written_is_tried_again(root: Path, exp: Path) -> None:
+    with daemons.running(root, *ON_FINISH):
+        with files.locked(str(root), timeout=0):
+            log(exp, 1, [1.0], num_seeds=1)
+            wait_for(lambda: meta_log(root)["state"] == "failed")
+            assert "has had it locked" in meta_log(root)["why"]
+        wait_for(lambda: meta_log(root)["state"] == "merged")
+    assert list(losses(root / "meta_log.hdf5")) == ["exp/seed_1"]
+
+
+def meta_log(root: Path) -> dict[str, Any]:
+    """What the daemon says of a folder's meta log."""
+    (line,) = control.status(str(root))["meta_logs"] or [{"state": ""}]
+    return dict(line)
+
+
+# --- under another name, and under daemons before -------------------------------------------------
+def test_a_late_seed_beside_a_merged_file_of_another_name_is_left_as_it_is(
+    root: Path, exp: Path
+) -> None:
+    with daemons.running(root, "--merge", "off"):
+        for seed in (1, 2):
+            log(exp, seed, [float(seed)])
+    merge_seed_logs(exp / "logs/multi.hdf5", exp)
+    with daemons.running(root, *ON_FINISH, *SOON):
+        log(exp, 3, [3.0])
+        wait_for(lambda: group(exp)["state"] == "incomplete")
+        line = group(exp)
+        assert [line[name] for name in ("finished", "merged")] == [3, 2]
+        assert "merge_seed_logs" in line["why"]
+        wait_for(lambda: meta_log(root)["state"] == "merged")
+    assert names(exp) == ["log_seed_3.hdf5", "multi.hdf5"]
+    assert len(losses(root / "meta_log.hdf5")) == 3
+
+
+def test_seeds_of_earlier_daemons_are_counted(root: Path, exp: Path) -> None:
+    with daemons.running(root, *ON_FINISH), crashing(exp, 3, num_seeds=3):
+        for seed in (1, 2):
+            log(exp, seed, [float(seed)], num_seeds=3)
+    with daemons.running(root, *ON_FINISH, *SOON):
+        log(exp, 4, [4.0])
+        wait_until_merged(exp, 1, 2, 3, 4)
+        line = group(exp)
+        assert [line[name] for name in ("finished", "crashed", "merged")] == [3, 1, 4]
 
 
 # --- going on -------------------------------------------------------------------------------------

@@ -143,6 +143,18 @@ class TestAsk:
             self.ask(lambda _: [], 30.0, is_there=lambda: False)
         assert time.monotonic() - began < 5
 
+    def test_a_daemon_that_leaves_is_asked_all_the_same_and_once(self) -> None:
+        asked: list[m.Message] = []
+
+        def leaving(message: m.Message) -> list[Any]:
+            asked.append(message)
+            if isinstance(message, m.Hello):
+                return [m.Leaving(), m.Leaving()]
+            return [m.Status(1, {"pid": 7})]
+
+        assert self.ask(leaving) == m.Status(1, {"pid": 7})
+        assert asked[1:] == [m.AskStatus(1)]
+
     def test_an_impossible_address_is_no_daemon(self) -> None:
         with pytest.raises(DaemonUnavailable):
             control.ask("tcp://127.0.0.1", m.AskStatus(1), 1.0)

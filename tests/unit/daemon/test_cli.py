@@ -56,6 +56,7 @@ REPORT = {
     "degraded": "",
     "runs": [RUN, {**RUN, "seed_id": "s2", "lag_s": 0.0, "last_error": "disk\nfull"}],
     "groups": [GROUP, {**GROUP, "directory": "/r", "expected": 4, "why": ""}],
+    "meta_logs": [{"directory": "/r", "state": "merged", "why": ""}],
 }
 
 
@@ -317,19 +318,22 @@ class TestStatus:
             "group   seeds  running  finished  crashed  merged  merge   why\n"
             "lr_0.1      ?        2         0        1       0  failed  disk full\n"
             ".           4        2         0        1       0  failed  -\n"
+            "\n"
+            "folder  meta log  why\n"
+            ".       merged    -\n"
         )
 
     def test_trouble_is_shown(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        report = {**REPORT, "degraded": "disk full", "runs": [], "groups": []}
+        report = {**REPORT, "degraded": "disk full", "runs": [], "groups": [], "meta_logs": []}
         assert self.show(root, monkeypatch, report) == 0
         assert capsys.readouterr().out.endswith("DEGRADED  disk full\n\nno runs\n")
 
-    def test_a_daemon_of_an_earlier_release_has_no_groups(
+    def test_a_daemon_of_an_earlier_release_has_neither_groups_nor_meta_logs(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        report = {key: value for key, value in REPORT.items() if key != "groups"}
+        report = {key: value for key, value in REPORT.items() if key not in ("groups", "meta_logs")}
         assert self.show(root, monkeypatch, report) == 0
         assert capsys.readouterr().out.endswith("disk full\n")
 
@@ -368,7 +372,7 @@ class TestStop:
     ) -> None:
         monkeypatch.setattr(control, "stop", lambda *_: "the disk is full")
         assert cli.main(["stop", "--root", str(root)]) == 7
-        assert "the disk is full; the journal has what is missing" in capsys.readouterr().err
+        assert "stopped, but the disk is full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["status", "stop"])

@@ -8,7 +8,7 @@ import pytest
 
 from mle_client import messages as m
 from mle_daemon import events as e
-from tests.daemon_rig import ANNA, ROOT, Rig, Trainer, dones, make_run, only
+from tests.daemon_rig import ANNA, BERT, ROOT, Rig, Trainer, dones, make_run, only
 
 EXP = f"{ROOT}/exp"
 
@@ -56,6 +56,8 @@ def test_seeds_are_merged_when_all_have_ended_and_their_files_have_their_final_f
     assert rig.merges == []  # it is not published yet
     settle_files(rig)
     assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+    assert group(rig)["state"] == "waiting"
+    rig.deliver(e.MergeBegun(rig.merges[0]))
     assert group(rig)["state"] == "merging"
     assert rig.merge() == [EXP]
     line = group(rig)
@@ -153,9 +155,13 @@ def test_a_stop_does_not_wait_for_a_merge_for_ever(rig: Rig) -> None:
     assert rig.left is None  # nobody has asked it to leave
     rig.take(ANNA, m.Stop(7))
     assert (rig.left, dones(rig.answers(ANNA))) == (None, [])
+    rig.take(BERT, m.Stop(8))
     rig.deliver(e.PatienceEnded())
     assert rig.left == e.Leave(asked=True)
-    assert dones(rig.answers(ANNA)) == [(7, "")]
+    ((token, said),) = dones(rig.answers(ANNA))
+    assert token == 7
+    assert said.startswith("1 merge is left (exp): the next start does that")
+    assert dones(rig.answers(BERT)) == [(8, said)]
     assert not rig.core.is_empty
     rig.start()
     assert rig.merges == [e.MergeGroup(EXP, 1, keep_seed_logs=False)]
@@ -184,6 +190,9 @@ def test_a_merge_that_fails_keeps_nobody_from_leaving(rig: Rig, retry: bool) -> 
     assert rig.core.is_empty is not retry
     rig.deliver(e.StopAsked(idle=True))
     rig.tick()
+    assert bool(rig.merges) is retry  # once more
+    rig.merge("no room", retry=retry)
+    rig.tick()
     assert rig.left == e.Leave(asked=False)
     if rig.core.is_empty:
         rig.segments.clear()  # as the daemon does at its end
@@ -206,8 +215,86 @@ def test_a_daemon_that_is_killed_before_it_has_merged_is_followed_by_one_that_do
         rig.rotate()
         rig.tick()
     rig.start()
-    assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
-    assert (rig.merge(), rig.merge()) == ([EXP], [ROOT])
+    if moment == "refreshing" and rotated:
+        assert rig.merge() == [ROOT]
+    else:
+        assert rig.merges == [e.MergeGroup(EXP, 2, keep_seed_logs=False)]
+        assert (rig.merge(), rig.merge()) == ([EXP], [ROOT])
+    rig.rotate()
+    rig.tick()
+    assert rig.core.is_empty
+
+
+@pytest.mark.parametrize("moment", ["failed", "resting"])
+def test_a_meta_log_that_is_behind_survives_a_kill(rig: Rig, moment: str) -> None:
+    end(rig, seed("1", 1))
+    assert rig.merge() == [EXP]
+    if moment == "failed":
+        assert rig.merge(meta_error="no room") == [ROOT]
+    else:
+        rig.merges.clear()
+        rig.deliver(e.MetaRefreshed(ROOT, took=5.0))
+        end(rig, seed("2", 1))
+        assert rig.merge() == [EXP]
+    rig.tick()
+    assert rig.merges == []
+    assert (rig.core.idle, rig.core.is_empty) == (True, False)  # its journal is to stay
+    rig.rotate()
+    rig.tick()
+    rig.start()
+    assert rig.merges == [e.RefreshMeta(ROOT)]
+    rig.merge()
+    rig.tick()
+    assert rig.core.is_empty
+
+
+def test_a_meta_log_that_failed_is_tried_again_and_by_a_stop_too(rig: Rig) -> None:
+    end(rig, seed("1", 1))
+    rig.merge()
+    rig.logged.clear()
+    assert rig.merge(meta_error="no room") == [ROOT]
+    assert rig.logged == ["the meta log is not refreshed: no room"]
+    assert rig.core.meta_log_reports() == [{"directory": ROOT, "state": "failed", "why": "no room"}]
+    assert rig.core.next_due() > rig.now
+    rig.tick(rig.core.next_due() - rig.now)
+    assert rig.merge(meta_error="no room") == [ROOT]
+    rig.take(ANNA, m.Stop(7))
+    assert rig.merge(meta_error="no room") == [ROOT]
+    rig.tick()
+    assert rig.left == e.Leave(asked=True)
+    ((_, said),) = dones(rig.answers(ANNA))
+    assert said.startswith("1 merge is left (meta_log.hdf5)")
+
+
+def test_many_merges_that_are_left_are_counted(rig: Rig) -> None:
+    for i in range(7):
+        end(rig, seed(str(i), 1, directory=f"{ROOT}/{i}"))
+    rig.take(ANNA, m.Stop(7))
+    rig.deliver(e.PatienceEnded())
+    ((_, said),) = dones(rig.answers(ANNA))
+    assert said.startswith("7 merges are left (0, 1, 2, 3, 4, …): ")
+
+
+# --- a daemon that leaves -------------------------------------------------------------------------
+def test_a_stop_that_comes_when_it_has_left_is_answered_too(rig: Rig) -> None:
+    end(rig, seed("1", 1))
+    rig.take(ANNA, m.Stop(7))
+    rig.deliver(e.PatienceEnded())
+    rig.receive(BERT, m.Stop(8))
+    ((_, said),) = dones(rig.answers(ANNA))
+    assert dones(rig.answers(BERT)) == [(8, said)]
+
+
+def test_one_that_is_leaving_tells_so_to_those_who_want_to_log_and_refuses_other_versions(
+    rig: Rig,
+) -> None:
+    end(rig, seed("1", 1))
+    rig.take(ANNA, m.Stop(7))
+    rig.take(BERT, m.Hello(m.PROTOCOL_VERSION, 1, "here"))
+    assert rig.answers(BERT) == [m.Leaving()]
+    rig.take(BERT, m.Hello(m.PROTOCOL_VERSION + 1, 1, "here"))
+    (answer,) = rig.answers(BERT)
+    assert isinstance(answer, m.Refused)
 
 
 def test_what_is_merged_is_not_looked_at_again_once_the_journal_has_moved_on(rig: Rig) -> None:

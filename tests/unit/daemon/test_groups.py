@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from mle_client import layout
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, ON_FINISH, DaemonConfig
-from mle_daemon.groups import (
+from mle_daemon.group import INCOMPLETE, SINGLE
+from mle_daemon.groups import Groups
+from mle_daemon.merge_attempts import (
     FAILED,
-    INCOMPLETE,
     MERGED,
     MERGING,
-    REFRESH_REST,
     RETRY_FIRST_S,
     RETRY_MOST_S,
-    SINGLE,
     WAITING,
-    Groups,
 )
+from mle_daemon.meta_logs import REFRESH_REST
 
 NEVER = float("inf")
 SETTLE = DaemonConfig.merge_settle_s
@@ -49,6 +48,11 @@ def due(groups: Groups, now: float, leaving: bool = False) -> list[tuple[str, in
         for job in groups.due(now, leaving=leaving)
         if isinstance(job, e.MergeGroup)
     ]
+
+
+def begin(groups: Groups, directory: str = A) -> None:
+    """The merging process is at a group."""
+    groups.begun(e.MergeGroup(directory, 1, keep_seed_logs=False))
 
 
 def metas(groups: Groups, now: float) -> list[str]:
@@ -257,6 +261,8 @@ def test_a_failure_that_may_pass_is_followed_by_another_attempt_ever_later() -> 
     now, waits = 1000.0, []
     for _ in range(8):
         assert due(groups, now) == [(A, 1)]
+        assert report(groups)["state"] == WAITING
+        begin(groups)
         assert report(groups)["state"] == MERGING
         groups.not_merged(e.GroupNotMerged(A, "no room", retry=True), now)
         assert due(groups, now) == []
@@ -269,6 +275,30 @@ def test_a_failure_that_may_pass_is_followed_by_another_attempt_ever_later() -> 
     assert due(groups, now) == [(A, 1)]
     groups.merged(e.GroupMerged(A, 1))
     assert (report(groups)["state"], report(groups)["why"]) == (MERGED, "")
+    assert groups.next_due() == NEVER
+
+
+def test_what_failed_is_tried_once_more_before_a_daemon_leaves() -> None:
+    groups = groups_of()
+    run(groups, A, "1", expected=1)
+    due(groups, 0.0)
+    groups.not_merged(e.GroupNotMerged(A, "no room", retry=True), 0.0)
+    assert due(groups, 0.1) == []
+    assert due(groups, 0.2, leaving=True) == [(A, 1)]
+    assert groups.undone() == [A]
+    groups.not_merged(e.GroupNotMerged(A, "no room", retry=True), 0.3)
+    assert due(groups, 0.4, leaving=True) == []
+    assert groups.at_rest
+    assert groups.undone() == [A]
+
+
+def test_a_daemon_that_leaves_has_no_reason_to_wake_up_for_what_it_will_not_merge() -> None:
+    groups = groups_of(merge=EVERY, merge_every_s=1.0)
+    groups.began(A, "1", None)
+    run(groups, A, "2")
+    groups.due(0.0, leaving=True)
+    groups.due(9.0, leaving=True)
+    assert groups.next_due() == NEVER
 
 
 def test_a_seed_that_ends_after_a_failure_is_a_reason_to_try_at_once() -> None:
@@ -287,7 +317,9 @@ def test_a_merge_that_fails_keeps_no_daemon_from_leaving(retry: bool, leaving: b
     run(groups, A, "1", expected=1)
     due(groups, 0.0)
     groups.not_merged(e.GroupNotMerged(A, "why", retry=retry), 0.0)
-    due(groups, 0.0, leaving=leaving)
+    for _ in due(groups, 0.0, leaving=leaving):
+        groups.not_merged(e.GroupNotMerged(A, "why", retry=retry), 0.0)
+        assert due(groups, 0.0, leaving=leaving) == []
     assert groups.at_rest
     assert groups.pending() == ({A: 1} if retry else {})
     assert (groups.next_due() == NEVER) is not retry
@@ -444,10 +476,11 @@ def test_a_group_is_in_the_journal_from_the_end_of_a_run_until_all_of_it_is_merg
     assert groups.pending() == {A: 1}
     groups.merged(e.GroupMerged(A, 1))
     assert groups.pending() == {}
+    assert groups.pending_meta_logs() == ["/exps"]  # a kill would leave it behind
     assert metas(groups, 0.0) == ["/exps"]
-    assert groups.pending() == {A: 1}  # a kill would leave the meta log behind
+    assert groups.pending_meta_logs() == ["/exps"]
     groups.refreshed(e.MetaRefreshed("/exps"), 0.0)
-    assert groups.pending() == {}
+    assert groups.pending_meta_logs() == []
 
 
 @pytest.mark.parametrize(("expected", "soonest"), [(2, 0.0), (None, SETTLE)])
@@ -517,11 +550,101 @@ def test_what_is_told_of_a_group() -> None:
     for seed in ("2", "3", "4"):
         run(groups, A, seed, expected=4)
     due(groups, 0.0)
+    begin(groups)
     assert report(groups)["state"] == MERGING
     groups.merged(e.GroupMerged(A, 4))
     line = report(groups)
     assert [line[name] for name in ("finished", "crashed", "merged")] == [3, 1, 4]
     assert line["state"] == MERGED
+
+
+def test_of_several_groups_that_are_to_be_merged_one_is_being_merged() -> None:
+    groups = groups_of()
+    for directory in (A, B):
+        run(groups, directory, "1", expected=1)
+    assert len(due(groups, 0.0)) == 2
+    begin(groups, B)
+    assert [report(groups, each)["state"] for each in (A, B)] == [WAITING, MERGING]
+
+
+def counts(groups: Groups) -> tuple[int, int, int]:
+    line = report(groups)
+    return line["finished"], line["crashed"], line["merged"]
+
+
+def test_seeds_of_earlier_daemons_are_counted_as_their_logs_say() -> None:
+    groups = groups_of()
+    run(groups, A, "4")  # late
+    due(groups, 0.0)
+    due(groups, SETTLE)
+    states = {"1": "finished", "2": "crashed", "3": "finished", "4": "finished"}
+    groups.merged(e.GroupMerged(A, 4, "", states))
+    assert counts(groups) == (3, 1, 4)
+    groups.began(A, "2", None)  # it goes on
+    assert (counts(groups), report(groups)["state"]) == ((3, 0, 4), WAITING)
+
+
+def test_a_seed_that_began_again_while_its_group_was_merged_has_not_ended() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2", expected=2)
+    due(groups, 0.0)
+    groups.began(A, "1", 2)
+    groups.merged(e.GroupMerged(A, 2, "", {"1": "finished", "2": "finished"}))
+    assert (counts(groups), report(groups)["running"]) == ((1, 0, 2), 1)
+
+
+def test_what_a_killed_daemon_left_is_counted_when_it_is_merged() -> None:
+    groups = groups_of()
+    groups.restore(A, 2)
+    due(groups, 0.0)
+    groups.merged(e.GroupMerged(A, 2, "", {"1": "finished", "2": "crashed"}))
+    assert counts(groups) == (1, 1, 2)
+    assert report(groups)["state"] == MERGED
+
+
+def test_a_group_of_which_seeds_are_missing_is_never_merged_and_keeps_the_meta_log_back() -> None:
+    groups = groups_of(merge=EVERY, merge_every_s=5.0)
+    groups.began(A, "3", 3)
+    run(groups, A, "1", "2", expected=3)
+    assert due(groups, 0.0) == [(A, 1)]
+    groups.merged(e.GroupMerged(A, 2, "", {"1": "finished", "2": "finished"}))
+    assert report(groups)["state"] == WAITING
+    assert groups.due(0.0, leaving=False) == []
+    assert groups.pending_meta_logs() == ["/exps"]
+    groups.left(A)
+    assert report(groups)["state"] == INCOMPLETE
+    assert metas(groups, 0.0) == []
+    assert groups.pending_meta_logs() == []
+    run(groups, A, "3", expected=3)
+    due(groups, 5.0)
+    groups.merged(e.GroupMerged(A, 3, "", dict.fromkeys("123", "finished")))
+    assert report(groups)["state"] == MERGED
+    assert metas(groups, 5.0) == ["/exps"]
+
+
+@pytest.mark.parametrize("expected", [None, 3])
+def test_a_late_seed_beside_a_file_of_the_others_is_no_single_one(expected: int | None) -> None:
+    groups = groups_of(merge_settle_s=0.0)
+    run(groups, A, "3", expected=expected)
+    due(groups, 0.0)
+    few = e.GroupNotMerged(
+        A, "1 of 2", too_few=True, seeds=2, states=dict.fromkeys("123", "finished")
+    )
+    groups.not_merged(few, 0.0)
+    assert (report(groups)["state"], counts(groups)) == (INCOMPLETE, (3, 0, 2))
+    assert "merge_seed_logs" in report(groups)["why"]
+    assert metas(groups, 0.0) == ["/exps"]  # which has them all
+
+
+def test_seeds_that_are_merged_under_another_name_are_merged() -> None:
+    groups = groups_of()
+    run(groups, A, "1", "2", expected=2)
+    due(groups, 0.0)
+    few = e.GroupNotMerged(
+        A, "0 of 2", too_few=True, seeds=2, states=dict.fromkeys("12", "finished")
+    )
+    groups.not_merged(few, 0.0)
+    assert (report(groups)["state"], report(groups)["why"]) == (MERGED, "")
 
 
 # --- whatever happens -----------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from mle_client import discovery, files, merge, merged_file, merging
 from mle_client.errors import LogDamaged, MergeFailed, MergeRefused
 from mle_daemon import merge_process
 from mle_daemon.merge_process import _answer
-from tests.seed_logs import losses, write_log
+from tests.seed_logs import losses, write_foreign, write_log
 
 
 @pytest.fixture
@@ -34,9 +33,10 @@ def seeds(folder: Path, at_least: int = 2, keep: bool = False) -> dict[str, Any]
 
 # --- seeds ----------------------------------------------------------------------------------------
 def test_seeds_are_merged_and_may_be_kept(exp: Path) -> None:
-    assert _answer(seeds(exp, keep=True)) == {"seeds": 2, "left_out": []}
+    states = dict.fromkeys(("seed_1", "seed_2"), "finished")
+    assert _answer(seeds(exp, keep=True)) == {"seeds": 2, "left_out": [], "states": states}
     assert len(os.listdir(exp / "logs")) == 3
-    assert _answer(seeds(exp)) == {"seeds": 2, "left_out": []}
+    assert _answer(seeds(exp)) == {"seeds": 2, "left_out": [], "states": states}
     assert os.listdir(exp / "logs") == ["log.hdf5"]
 
 
@@ -55,6 +55,24 @@ def test_too_few_seeds_and_folders_that_are_gone_are_told_apart(exp: Path, tmp_p
         answer = _answer(seeds(gone))
         assert answer["gone"]
         assert str(gone) in answer["error"]
+
+
+def test_the_states_of_all_seeds_are_told_wherever_they_are(exp: Path) -> None:
+    os.rename(exp / "logs/log_seed_1.hdf5", exp / "logs/one.hdf5")
+    write_log(exp, "seed_3", [1.0], state="running")
+    (exp / "logs/log_seed_4.hdf5").write_bytes(b"x")
+    few = _answer(seeds(exp, at_least=3))
+    states = dict.fromkeys(("seed_1", "seed_2"), "finished")
+    assert (few["too_few"], few["seeds"], few["states"]) == (True, 1, states)
+    write_log(exp, "seed_3", [1.0], state="crashed")
+    answer = _answer(seeds(exp))
+    assert (answer["seeds"], answer["states"]) == (3, {**states, "seed_3": "crashed"})
+
+
+def test_a_log_that_does_not_say_has_finished(exp: Path) -> None:
+    write_foreign(exp / "logs/log_seed_3.hdf5", {"seed_3": [3.0]})
+    answer = _answer(seeds(exp))
+    assert answer["states"]["seed_3"] == "finished"
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -103,9 +121,12 @@ def test_logs_that_never_come_to_rest_and_folders_that_are_locked_are_tried_agai
     with monkeypatch.context() as patch:
         patch.setattr(merged_file, "plan_merge", changes)
         assert _answer(seeds(exp))["retry"]
-    monkeypatch.setattr(merge, "Merge", functools.partial(merging.Merge, patience_s=0.05))
-    with files.locked(str(exp), timeout=0):
-        answer = _answer(seeds(exp))
+    patience = merging.PATIENCE_S.set(0.05)
+    try:
+        with files.locked(str(exp), timeout=0):
+            answer = _answer(seeds(exp))
+    finally:
+        merging.PATIENCE_S.reset(patience)
     assert "has had it locked" in answer["error"]
     assert answer["retry"]
 
@@ -124,14 +145,30 @@ def test_configurations_are_merged_up_to_a_size(
 
 
 # --- the process ----------------------------------------------------------------------------------
-def test_it_answers_line_by_line_whatever_prints_and_ends_with_its_input(exp: Path) -> None:
+def answers(*jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a process of its own answers, which has nothing else to say and ends well."""
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "mle_daemon.merge_process"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=discovery.python_environment(),
     ) as process:  # fmt: skip
-        jobs = [seeds(exp, at_least=3), seeds(exp), {"configurations_in": str(exp.parent)}]
         out, err = process.communicate("".join(f"{json.dumps(job)}\n" for job in jobs), 30)
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert [answer.get("seeds") for answer in answers] == [None, 2, 2]
     assert (err, process.returncode) == ("", 0)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_it_answers_line_by_line_whatever_prints_and_ends_with_its_input(exp: Path) -> None:
+    said = answers(seeds(exp, at_least=3), seeds(exp), {"configurations_in": str(exp.parent)})
+    assert [answer.get("seeds") for answer in said] == [0, 2, 2]
+
+
+def test_what_is_locked_keeps_no_other_job_waiting_for_long(exp: Path, tmp_path: Path) -> None:
+    write_log(tmp_path / "other", "seed_1", [1.0])
+    with files.locked(str(exp), timeout=0), files.locked(str(tmp_path), timeout=0):
+        locked, meta, other = answers(
+            seeds(exp), {"configurations_in": str(tmp_path)}, seeds(tmp_path / "other", 1)
+        )
+    for answer in (locked, meta):
+        assert f"has had it locked for {merge_process.PATIENCE_S:g} s" in answer["error"]
+        assert answer["retry"]
+    assert other["seeds"] == 1

@@ -19,6 +19,7 @@ from mle_daemon.merger import Job, Merger
 from tests.seed_logs import losses, write_log
 
 SOON_S = 20.0
+STATES = {"seed_1": "crashed"}
 
 # Stands in for `mle_daemon.merge_process`: the name of a job's folder says what it does with it.
 PROGRAM = """
@@ -26,7 +27,7 @@ import json, os, signal, sys, time
 for line in sys.stdin:
     job = json.loads(line)
     what = os.path.basename(job.get("folder") or job["configurations_in"])
-    answer = {"seeds": 2, "left_out": []}
+    answer = {"seeds": 2, "left_out": [], "states": {"seed_1": "crashed"}}
     match what:
         case "dies":
             sys.exit("out of memory")
@@ -50,6 +51,8 @@ for line in sys.stdin:
         case "few" | "gone" | "full":
             key = {"few": "too_few", "gone": "gone", "full": "retry"}[what]
             answer = {"error": what, key: True}
+            if what == "few":
+                answer |= {"seeds": 1, "states": {"seed_1": "crashed"}}
         case "tells":
             answer["seeds"] = os.getpid()
     print("{" if what == "mumbles" else json.dumps(answer), flush=True)
@@ -61,6 +64,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.outcomes: list[e.Event] = []
+        self.begun: list[Job] = []
         self.changed = threading.Condition()
         self._others = set(psutil.Process().children())  # of earlier tests: helpers that stay
         self.merger = Merger(self.deliver)
@@ -70,6 +74,9 @@ class Desk:
         return [each for each in psutil.Process().children() if each not in self._others]
 
     def deliver(self, event: e.Event) -> None:
+        if isinstance(event, e.MergeBegun):
+            self.begun.append(event.job)
+            return
         with self.changed:
             self.outcomes.append(event)
             self.changed.notify_all()
@@ -127,16 +134,30 @@ def test_jobs_are_done_one_after_another_by_one_process(desk: Desk) -> None:
 
 def test_what_was_left_out_is_passed_on(desk: Desk) -> None:
     merged, refreshed = desk.do("leaves out", e.RefreshMeta("/exps/leaves out"))
-    assert merged == e.GroupMerged("/exps/leaves out", 2, "log_1: damaged; log_2: too")
-    assert refreshed == e.MetaRefreshed("/exps/leaves out", "log_1: damaged; log_2: too")
+    why = "log_1: damaged; log_2: too"
+    assert merged == e.GroupMerged("/exps/leaves out", 2, why, STATES)
+    assert refreshed == e.MetaRefreshed("/exps/leaves out", why=why)
 
 
 def test_why_a_group_is_not_merged_is_passed_on(desk: Desk) -> None:
     few, gone, full, meta = desk.do("few", "gone", "full", e.RefreshMeta("/exps/full"))
-    assert few == e.GroupNotMerged("/exps/few", "few", too_few=True)
+    assert few == e.GroupNotMerged("/exps/few", "few", too_few=True, seeds=1, states=STATES)
     assert gone == e.GroupNotMerged("/exps/gone", "gone", gone=True)
     assert full == e.GroupNotMerged("/exps/full", "full", retry=True)
-    assert meta == e.MetaRefreshed("/exps/full", "full")
+    assert meta == e.MetaRefreshed("/exps/full", "full", retry=True)
+
+
+def test_a_job_that_waits_for_another_one_has_not_begun(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HUNG_AFTER_S", 1e9)
+    desk.merger.submit(group("stops"))
+    desk.merger.submit(e.RefreshMeta("/exps"))
+    wait_for(lambda: any(each.status() == psutil.STATUS_STOPPED for each in desk.processes()))
+    assert desk.begun == [group("stops")]
+    desk.processes()[0].kill()
+    desk.wait(2)
+    assert desk.begun == [group("stops"), e.RefreshMeta("/exps")]
 
 
 # --- a process that does not do what it should ----------------------------------------------------
@@ -176,6 +197,13 @@ def test_a_job_that_kills_every_process_is_given_up_in_the_end(desk: Desk) -> No
     outcomes = desk.do(*["dies"] * 3)
     assert [failed(outcome).retry for outcome in outcomes] == [True, True, False]
     assert failed(*desk.do("is killed")).retry  # another one
+
+
+def test_a_meta_log_that_kills_every_process_is_given_up_too(desk: Desk) -> None:
+    outcomes = desk.do(*[e.RefreshMeta("/exps/dies")] * 3)
+    assert [each.retry for each in outcomes if isinstance(each, e.MetaRefreshed)] == [
+        *(True, True, False)
+    ]
 
 
 def test_deaths_are_counted_in_a_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +269,8 @@ def test_the_real_process_merges(tmp_path: Path) -> None:
         assert process.nice() == 19
     finally:
         desk.merger.stop()
-    assert merged == e.GroupMerged(str(tmp_path / "exp"), 2)
+    states = dict.fromkeys(("seed_1", "seed_2"), "finished")
+    assert merged == e.GroupMerged(str(tmp_path / "exp"), 2, "", states)
     assert failed(few).too_few
     assert refreshed == e.MetaRefreshed(str(tmp_path))
     assert failed(gone).gone

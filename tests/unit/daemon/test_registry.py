@@ -172,5 +172,7 @@ def test_the_groups_are_told_of_every_run_that_comes_and_goes() -> None:
 def test_a_pending_group_is_saved_with_the_runs() -> None:
     groups = Groups(DaemonConfig("/exps"))
     groups.restore("/exps/exp", 4)
-    assert Registry(3, groups).saved().groups == (("/exps/exp", 4),)
+    groups.restore_meta_log("/exps")
+    saved = Registry(3, groups).saved()
+    assert (saved.groups, saved.meta_logs) == ((("/exps/exp", 4),), ("/exps",))
     assert saved_ends([], [("/exps/exp", None)]).groups == (("/exps/exp", None),)

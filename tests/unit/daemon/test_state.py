@@ -37,6 +37,7 @@ SAVED = state.Saved(
         state.SavedStream(OTHER, 0, 0, {}, None, False, False, False),
     ),
     (("/exps/größe", 4), ("/exps/other", None)),
+    ("/exps", "/exps/größe"),
 )
 
 
@@ -51,14 +52,14 @@ def test_nothing_comes_back_equal() -> None:
     assert state.decode(wire.split_record(state.encode(nothing))[0]) == nothing
 
 
-def test_one_of_an_earlier_release_has_no_groups() -> None:
+def test_one_of_an_earlier_release_has_neither_groups_nor_meta_logs() -> None:
     assert state.decode(["state", {"runs": [], "streams": []}]) == state.Saved((), ())
 
 
 def test_any_msgpack_decoder_reads_it() -> None:
     name, content = msgpack.unpackb(state.encode(SAVED))
     assert name == state.NAME
-    assert set(content) == {"runs", "streams", "groups"}
+    assert set(content) == {"runs", "streams", "groups", "meta_logs"}
 
 
 def test_it_is_told_from_a_client_s_data() -> None:
@@ -78,6 +79,8 @@ def test_it_is_told_from_a_client_s_data() -> None:
         ["state", {"runs": [], "streams": [], "groups": 1}],
         ["state", {"runs": [], "streams": [], "groups": [["/exps"]]}],
         ["state", {"runs": [], "streams": [], "groups": [["/exps", "many"]]}],
+        ["state", {"runs": [], "streams": [], "meta_logs": 1}],
+        ["state", {"runs": [], "streams": [], "meta_logs": [1]}],
         ["state", {"runs": [[wire.encode_record(RUN), "s", "p", 0]], "streams": []}],
         ["state", {"runs": [[b"", "s", "p", 0, {}]], "streams": []}],
         ["state", {"runs": [[wire.encode_record(m.End()), "s", "p", 0, {}]], "streams": []}],

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
+import pytest
 
 from mle_client import messages as m
 from mle_client import wire
+from mle_daemon import events as e
 from mle_daemon import status
 from mle_daemon.events import Report
-from tests.daemon_rig import ANNA, Rig, Trainer, make_run
+from tests.daemon_rig import ANNA, ROOT, Rig, Trainer, make_run
 
 
-def reported(runs: list[Report], groups: list[Report] | None = None) -> dict[str, Any]:
+def reported(
+    runs: list[Report], groups: Sequence[Report] = (), meta_logs: Sequence[Report] = ()
+) -> dict[str, Any]:
     return status.report(
         pid=1, endpoint="ipc:///x", root="/exps", uptime_s=1.23456, version="0.1",
-        degraded="disk full", runs=runs, groups=groups or [],
+        degraded="disk full", runs=runs, groups=groups, meta_logs=meta_logs,
     )  # fmt: skip
 
 
 def test_its_parts() -> None:
     assert reported([]) == {
         "pid": 1, "endpoint": "ipc:///x", "root": "/exps", "uptime_s": 1.235, "version": "0.1",
-        "degraded": "disk full", "runs": [], "groups": [],
+        "degraded": "disk full", "runs": [], "groups": [], "meta_logs": [],
     }  # fmt: skip
 
 
@@ -38,19 +43,23 @@ def test_runs_are_ordered_by_folder_and_seed() -> None:
     ]  # fmt: skip
 
 
-def test_groups_are_ordered_by_folder() -> None:
-    groups = [{"directory": folder} for folder in ("/b", "/a")]
-    assert reported([], groups)["groups"] == [{"directory": "/a"}, {"directory": "/b"}]
+@pytest.mark.parametrize("part", ["groups", "meta_logs"])
+def test_groups_and_meta_logs_are_ordered_by_folder(part: str) -> None:
+    lines = [{"directory": folder} for folder in ("/b", "/a")]
+    assert reported([], **{part: lines})[part] == [{"directory": "/a"}, {"directory": "/b"}]
 
 
 def test_it_fits_the_wire_and_json_with_real_runs() -> None:
-    rig = Rig()
+    rig = Rig(merge="on-finish")
     for name in ("going on", "finished"):
         rig.take(ANNA, Trainer(name, make_run(name, name)).log(1).data())
     trainer = Trainer("finished", make_run("finished", "finished")).log(1).end()
     rig.take(ANNA, trainer.data())
     rig.settle()
-    report = reported(rig.core.reports(rig.now), rig.core.group_reports())
+    rig.deliver(e.GroupMerged(f"{ROOT}/exp", 1))
+    report = reported(
+        rig.core.reports(rig.now), rig.core.group_reports(), rig.core.meta_log_reports()
+    )
     assert [(run["seed_id"], run["state"]) for run in report["runs"]] == [
         ("finished", "finished"), ("going on", "running")
     ]  # fmt: skip

@@ -42,6 +42,17 @@ def test_a_group_is_a_line(changes: dict[str, Any], line: str) -> None:
     assert described(groups=[{**GROUP, **changes}])[-1] == line
 
 
+def test_a_meta_log_is_a_line() -> None:
+    written = {"directory": "/r", "state": "merged", "why": ""}
+    failed = {"directory": "/r/a", "state": "failed", "why": "disk\nfull"}
+    assert described(groups=[GROUP], meta_logs=[written, failed])[-4:] == [
+        "",
+        "folder  meta log  why",
+        ".       merged    -",
+        "a       failed    disk full",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1.0 min"), (7200, "2.0 h"), (200_000, "2.3 days")],
