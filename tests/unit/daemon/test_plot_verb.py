@@ -97,7 +97,7 @@ def test_every_folder_below_with_logs_is_a_configuration(root: Path) -> None:
     sweep(root)
     write(root / "deep/er/logs/log.hdf5", "seed_1")
     for no_experiment in (
-        *(".mle/replaced/x", ".hidden", "lr_0.1/models/x", "lr_0.1/extra", "lr_0.1/figures/a"),
+        *(".mle/replaced/x", ".hidden", "lr_0.1/models/x", "lr_0.1/extra/x", "lr_0.1/figures/a"),
         *("lr_0.1/logs/old", "lr_0.1/tboards/a", "lr_0.1/wandb/b"),
     ):
         write(root / no_experiment / "logs/log.hdf5", "seed_1")
@@ -146,7 +146,7 @@ def test_a_meta_log_alone_will_do(root: Path) -> None:
 def test_a_run_without_a_seed_is_a_configuration_too(root: Path) -> None:
     write(root / "a/logs/log_no_seed_provided.hdf5", layout.NO_SEED)
 
-    assert load_runs(str(root)).a.stats.loss.tolist() == [0, 1, 2]
+    assert load_runs(str(root)).a.stats.loss["mean"].tolist() == [0, 1, 2]
 
 
 def test_a_folder_without_a_log_is_an_error(root: Path) -> None:
