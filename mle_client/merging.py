@@ -238,7 +238,9 @@ def _place(error: OSError, job: Merge) -> str:
         where = str(error.filename2)
     elif layout.is_temporary(os.path.basename(where)) and error.errno not in _NO_PERMISSION:
         return job.target
-    if error.errno not in _NO_PERMISSION or os.path.isdir(where) or _is_protected(error):
+    if error.errno not in _NO_PERMISSION or os.path.isdir(where):
+        return where
+    if _is_protected(error) or _is_unreadable(error):
         return where
     return os.path.dirname(where) or "."
 
@@ -252,6 +254,8 @@ def _advice(error: OSError, job: Merge) -> str:
             f"{said}: it, or its folder, is protected against changes (`lsattr -d` tells, and "
             "`chattr -i` ends that); then merge again"
         )
+    if _is_unreadable(error):
+        return f"{said}: make it readable and merge again"
     if error.errno in _NO_PERMISSION:
         return f"{said}: make this folder writable and merge again"
     return f"{said}: nothing was removed; merge again"
@@ -263,6 +267,16 @@ def _is_protected(error: OSError) -> bool:
         error.errno in _NO_PERMISSION
         and error.filename2 is not None
         and os.access(os.path.dirname(error.filename2) or ".", os.W_OK)
+    )
+
+
+def _is_unreadable(error: OSError) -> bool:
+    """Whether a file that is there may not be read."""
+    return (
+        error.errno in _NO_PERMISSION
+        and error.filename2 is None
+        and os.path.isfile(error.filename or "")
+        and not os.access(error.filename, os.R_OK)
     )
 
 

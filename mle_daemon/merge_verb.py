@@ -193,7 +193,8 @@ def _each_once(paths: Iterable[str]) -> list[str]:
 def _parents(groups: Sequence[Outcome], root: str) -> list[str]:
     """The folders that the configurations lie in; what failed is left out of their meta logs."""
     inside = [os.path.dirname(each.path) for each in groups if each.path != os.path.normpath(root)]
-    return list(dict.fromkeys(inside))
+    # In a meta log there are no hidden ones.
+    return [folder for folder in dict.fromkeys(inside) if experiments.configurations_in(folder)]
 
 
 # --- what is printed ------------------------------------------------------------------------------

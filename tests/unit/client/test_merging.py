@@ -178,6 +178,17 @@ def test_a_merged_file_that_may_not_be_replaced_is_told_from_a_folder_that_is_no
     assert ("protected against changes" in caught.value.why) is writable
 
 
+def test_a_file_that_may_not_be_read_is_named_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    target = tmp_path / "all.hdf5"
+    target.touch()
+    with pytest.raises(MergeFailed, match="make it readable") as caught:
+        carry_out(job(tmp_path), failing(PermissionError(errno.EACCES, "denied", str(target))))
+    assert caught.value.path == str(target)
+
+
 def test_who_is_waited_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SAY_AFTER_S", 0.0)
     told: list[str] = []

@@ -98,6 +98,15 @@ def test_those_that_are_named_are_merged_even_with_a_single_seed(sweep: Path, ru
     assert len(logs(sweep / "lr_0.5")) == 2
 
 
+def test_a_hidden_configuration_is_merged_if_it_is_named_and_is_in_no_meta_log(
+    root: Path, run: Any
+) -> None:
+    write_log(root / ".hidden", "seed_1", [1.0])
+    outcome = run(root, ".hidden")
+    assert (outcome.code, outcome.out) == (0, ".hidden: 1 seed, 1 added\n")
+    assert not (root / "meta_log.hdf5").exists()
+
+
 def test_a_configuration_that_is_named_twice_is_merged_and_listed_once(
     sweep: Path, run: Any
 ) -> None:
