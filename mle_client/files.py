@@ -21,6 +21,7 @@ _COPY_BYTES: Final = 2**30  # asked of the kernel at once; it may do less
 _NOT_POSSIBLE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
 _HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)  # by another process
 _LOOK_EVERY_S: Final = 0.02  # whether a folder is still locked
+_SAY_AFTER_S: Final = 1.0  # of waiting: whoever sits at it begins to wonder
 
 _copies = itertools.count()  # of this process, so that each has a name of its own
 
@@ -40,12 +41,15 @@ class Stamp:
 
 
 @contextmanager
-def locked(*folders: str, timeout: float) -> Iterator[bool]:
+def locked(
+    *folders: str, timeout: float, on_wait: Callable[[str], None] = lambda text: None
+) -> Iterator[bool]:
     """Keep other processes, and threads, out of folders that they lock likewise.
 
     Args:
         folders: paths of existing ones; nothing is written to them.
         timeout: seconds to wait for whoever has one locked.
+        on_wait: told for whom, and for how long, where that takes more than a second.
 
     Yields:
         Whether it keeps them out: not all file systems have locks.
@@ -64,13 +68,16 @@ def locked(*folders: str, timeout: float) -> Iterator[bool]:
         deadline = time.monotonic() + timeout
         keeps_out = True
         for _, (fd, folder) in sorted(opened.items()):  # two never wait for each other
-            keeps_out &= _lock(fd, folder, deadline, timeout)
+            keeps_out &= _lock(fd, folder, deadline, timeout, on_wait)
             stack.callback(_unlock, fd)
         yield keeps_out
 
 
-def _lock(fd: int, folder: str, deadline: float, timeout: float) -> bool:
+def _lock(
+    fd: int, folder: str, deadline: float, timeout: float, on_wait: Callable[[str], None]
+) -> bool:
     """Lock a folder that is open.  Returns: whether there are locks here."""
+    say_at = time.monotonic() + _SAY_AFTER_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +86,14 @@ def _lock(fd: int, folder: str, deadline: float, timeout: float) -> bool:
                 return False
         else:
             return True
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= say_at and now < deadline:
+            say_at = deadline
+            on_wait(
+                f"{folder}: waiting for {_holder(fd)}, which has it locked, for up to "
+                f"{deadline - now:.0f} s more"
+            )
+        if now >= deadline:
             said = f"{_holder(fd)} has had it locked for {timeout:g} s"
             raise BlockingIOError(errno.EWOULDBLOCK, said, folder)
         time.sleep(_LOOK_EVERY_S)

@@ -8,12 +8,13 @@ It asks a live daemon to publish first, and works without one.  Which files ther
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mle_client import layout, parallel
+from mle_client import experiments, layout, parallel
 from mle_client.aggregate import aggregate_seeds as aggregate_over
 from mle_client.attrdict import AttrDict
 from mle_client.errors import LogDamaged, LogNotFound
@@ -24,6 +25,7 @@ from mle_client.seeds import NaturalKey, natural_key
 if TYPE_CHECKING:
     from mle_client.reader import RunKey
 
+_SHOWN: Final = 3  # configurations in a warning
 _AGGREGATED: Final = "eval"  # mle-logging's name for the aggregated seeds of one folder
 
 
@@ -65,8 +67,7 @@ def load_log(
 
     path = os.fspath(experiment_dir)
     publish_before_reading(path)
-    names = {only} if isinstance(only, str) else None if only is None else set(only)
-    return _load(path, _Asked(names, aggregate_seeds, reload_log))
+    return _load(path, _Asked(_names(only), aggregate_seeds, reload_log))
 
 
 def load_meta_log(
@@ -76,11 +77,84 @@ def load_meta_log(
     *,
     only: Sequence[str] | None = None,
 ) -> MetaLog | RunLog:
-    """Load the runs of a file, such as meta_log.hdf5, and aggregate them over seeds.
+    """Load the runs of several configurations, and aggregate them over seeds.
 
-    Arguments, result and errors are those of `load_log`.
+    Args:
+        log_fname: a file such as meta_log.hdf5; or a folder, of which its meta_log.hdf5 is read.
+            Where there is none, neither at the path nor in the folder, the logs of the
+            configurations in the folder are read as if they had been merged into one.
+        aggregate_seeds, reload_log, only: as of `load_log`.
+
+    Returns, Raises:
+        As of `load_log`.
+
+    Warns:
+        UserWarning: configurations lie beside meta_log.hdf5 that are not in it, or have logs that
+            changed after it: told from names, and from when files changed.
     """
-    return load_log(log_fname, aggregate_seeds, reload_log, only=only)
+    from mle_client.control import publish_before_reading
+
+    path = os.fspath(log_fname)
+    asked = _Asked(_names(only), aggregate_seeds, reload_log)
+    file = layout.meta_log_path(path) if os.path.isdir(path) else path
+    folder = os.path.dirname(file) or "."
+    publish_before_reading(path if os.path.isfile(path) else folder)
+    if os.path.isfile(file):
+        log = _load(file, asked)
+        if experiments.is_meta_log(file):
+            _warn_if_behind(file, log)
+        return log
+    none_there = experiments.is_meta_log(file) and os.path.isdir(folder)
+    if none_there and not experiments.log_files(path):  # else the folder is an experiment itself
+        configs = experiments.configurations_in(folder)
+        if configs:
+            return _load_configurations(configs, asked)
+    return _load(path, asked)
+
+
+def load_configurations(
+    configs: Mapping[str, str], *, only: Sequence[str] | None = None
+) -> MetaLog:
+    """Load experiments as if they had been merged into one file, aggregated over their seeds.
+
+    Args:
+        configs: {name: folder}, each with a log.
+        only: as of `load_log`.
+
+    Returns:
+        Aggregated runs by name, in natural order.
+
+    Raises:
+        As of `load_log`.
+    """
+    return _load_configurations(configs, _Asked(_names(only), aggregate=True, reload_log=False))
+
+
+def _names(only: Sequence[str] | None) -> set[str] | None:
+    return {only} if isinstance(only, str) else None if only is None else set(only)
+
+
+def _warn_if_behind(file: str, log: MetaLog | RunLog) -> None:
+    """Warn where configurations beside their merged file have what it lacks."""
+    try:
+        found = experiments.behind(file, log.eval_ids if isinstance(log, MetaLog) else ())
+    except OSError:  # a folder may not be looked into, or the file is gone by now
+        return
+    said = [f"{_listed(found.missing)} not in it"] if found.missing else []
+    said += [f"{_listed(found.newer)} changed after it"] if found.newer else []
+    if said:
+        folder = os.path.dirname(file) or "."
+        warnings.warn(
+            f"{file} is behind its folder: {', '.join(said)}; `mle-daemon merge --root {folder}` "
+            "brings it up to date, or says what keeps it back",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +177,43 @@ def _load(path: str, asked: _Asked) -> MetaLog | RunLog:
             return logfiles.read_seed(path, seed_id, partial(_load_seed, seed_id, asked))
         files = logfiles.log_files(path)
         try:
-            return _put_together(*_read(files, asked), asked)
+            return _put_together(*_read(dict.fromkeys(files), asked), asked)
         except LogNotFound:  # replaced, or merged with others
             continue
     raise logfiles.vanished(path)
 
 
+def _load_configurations(configs: Mapping[str, str], asked: _Asked) -> MetaLog:
+    """Load what is in several folders.  Files may be replaced and merged meanwhile."""
+    from mle_client import logfiles
+
+    for _ in range(logfiles.ATTEMPTS):
+        files = {
+            file: name for name, folder in configs.items() for file in experiments.log_files(folder)
+        }
+        try:
+            log = _put_together(*_read(files, asked), asked)
+        except LogNotFound:  # replaced, or merged with others
+            continue
+        assert isinstance(log, MetaLog)  # all of it has names of configurations
+        return log
+    raise logfiles.vanished(", ".join(configs.values()))
+
+
 def _load_seed(seed_id: str, asked: _Asked, file: str) -> MetaLog | RunLog:
     """Load one seed of a file that has several."""
-    runs, lasting = _read([file], asked)
+    runs, lasting = _read({file: None}, asked)
     key = (None, seed_id)
     if key not in runs:
         raise LogNotFound(file, f"it holds no run named {seed_id!r} any more")
     return _put_together({key: runs[key]}, lasting, asked)
 
 
-def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bool]:
+def _read(files: Mapping[str, str | None], asked: _Asked) -> tuple[dict[RunKey, RunLog], bool]:
     """All runs of some files.
+
+    Args:
+        files: {path: name of the configuration that it is of; None to leave it at what it says}.
 
     Returns:
         The runs, and whether all of them can be read whatever becomes of the files, although not
@@ -132,7 +226,7 @@ def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bo
     large = sum(map(reader.file_size, files)) > reader.SMALL_BYTES
     lasting = large
     runs: dict[RunKey, RunLog] = {}
-    for path in files:
+    for path, config in files.items():
         try:
             file = OpenLog(path, hold=large)
             lasting &= file.held
@@ -146,7 +240,8 @@ def _read(files: Sequence[str], asked: _Asked) -> tuple[dict[RunKey, RunLog], bo
             rest = next(other for other in files if other != path)
             hint = f"load_log({rest!r}) and so on loads the others one by one"
             raise LogDamaged(error.path, f"{error.why}; {hint}") from error
-        for key, run in found.items():
+        for (inside, seed), run in found.items():
+            key = "/".join(filter(None, (config, inside))) or None, seed
             if key not in runs or logfiles.recency(run) >= logfiles.recency(runs[key]):
                 runs[key] = run
     return runs, lasting

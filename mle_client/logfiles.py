@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeVar
 
+from mle_client import experiments
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.metalog import RunLog
 from mle_client.reader import opened_runs
@@ -31,7 +32,7 @@ def log_files(path: str) -> list[str]:
         return [path]
     if not os.path.isdir(path):
         raise LogNotFound(path, "there is no such folder or file: check the path")
-    names = _hdf5_names(os.path.join(path, "logs"))
+    names = _log_names(os.path.join(path, "logs"))
     if not names:
         raise LogNotFound(path, f"there is no log in its folder logs/{_suggestion(path)}")
     return [os.path.join(path, "logs", name) for name in names]
@@ -83,7 +84,7 @@ def _file_with(seed_id: str, path: str) -> str | None:
     folder = os.path.dirname(path)
     found: list[tuple[tuple[float, int], str]] = []
     failures: list[Exception] = []
-    for name in _hdf5_names(folder):
+    for name in _log_names(folder):
         other = os.path.join(folder, name)
         try:
             with opened_runs(other) as runs:
@@ -103,10 +104,16 @@ def _hdf5_names(folder: str) -> list[str]:
     return sorted(n for n in os.listdir(folder) if n.endswith(".hdf5") and not n.startswith("."))
 
 
+def _log_names(folder: str) -> list[str]:
+    """The logs of an experiment's own runs in a folder."""
+    return [name for name in _hdf5_names(folder) if not experiments.is_meta_log(name)]
+
+
 def _suggestion(path: str) -> str:
     """Where there are logs, if not at the path: a configuration's folder lies one below."""
-    inside = [name for name in sorted(os.listdir(path)) if _hdf5_names(f"{path}/{name}/logs")]
+    inside = [name for name in sorted(os.listdir(path)) if _log_names(f"{path}/{name}/logs")]
     files = _hdf5_names(path)
-    if inside or files:
-        return ": load " + " or ".join(os.path.join(path, name) for name in (*inside, *files))
+    in_logs = [f"logs/{name}" for name in _hdf5_names(os.path.join(path, "logs"))]  # a meta log
+    if found := [*inside, *files, *in_logs]:
+        return ": load " + " or ".join(os.path.join(path, name) for name in found)
     return ": a run appears there when it is first saved"

@@ -13,20 +13,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from mle_client import control, files, layout, lifetime, merged_configs, merged_file, seed_groups
-from mle_client.errors import LogDamaged, LogNotFound, TooFewSeeds
+from mle_client.errors import LogDamaged, LogNotFound, MergeFailed, TooFewSeeds
+from mle_client.experiments import as_text, find_groups, is_meta_log, log_files, seed_log_files
 from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import Progress
-from mle_client.merging import LOCK_TIMEOUT_S, Merge, MergeReport, check_target
+from mle_client.merging import LOCK_TIMEOUT_S, Merge, MergeReport, Tell, check_target
 from mle_client.older_calls import merge_hdf5_files as merge_hdf5_files  # as mle-logging
-from mle_client.seeds import natural_key
 
-# What merging, ours and mle-logging's, takes for a log by its name.
-_SUFFIXES: Final = (".hdf5", ".h5", ".hdf")
 _LOOK_EVERY_S: Final = 0.5  # whether the seeds that are waited for have ended
-# Folders that hold no experiments, and many files.
-_NOT_SEARCHED: Final = frozenset(
-    ("logs", "tboards", "wandb", layout.MODELS_DIR, layout.FIGURES_DIR, layout.EXTRA_DIR)
-)
 
 
 # --- as mle-logging has it ------------------------------------------------------------------------
@@ -56,7 +50,8 @@ def merge_seed_logs(
     Raises:
         LogNotFound: there is no such folder, or no log in it.
         LogDamaged: no log can be read, or `merged_path` is there and is none.
-        MergeFailed: there is no room, no permission, or the disk fails.
+        MergeFailed: there is no room, no permission, or the disk fails; or `merged_path` is a name
+            that a file of seeds cannot have there.
         TimeoutError: fewer than `num_logs` seeds have ended in time.
 
     Warns:
@@ -67,6 +62,8 @@ def merge_seed_logs(
     if not os.path.isdir(folder):
         raise LogNotFound(folder, "there is no such folder: check the path")
     target = os.fspath(merged_path)
+    if is_meta_log(target) and _is_in_logs(target, folder):
+        raise MergeFailed(target, "no seeds are looked for in a file of that name: take another")
     deadline = None if timeout is None else time.monotonic() + timeout
     control.publish_before_reading(folder)
     if num_logs is not None:
@@ -99,27 +96,32 @@ def merge_config_logs(
 
     Args:
         experiment_dir: a folder with those of the configurations in it, at whatever depth.
-        all_run_ids: names of their folders.  Each has its logs in a folder logs/, its seeds merged
-            or not.
+        all_run_ids: names of their folders, or paths relative to `experiment_dir`; a single one may
+            be a plain string.  Each has its logs in a folder logs/, its seeds merged or not.
 
     Returns:
         What was done; its seeds are named "<configuration>/<seed>".
 
     Raises:
         LogNotFound: there is no such folder, or no log in it.
-        ValueError: several folders have that name.
+        ValueError: no name is given, one leads out of `experiment_dir`, or several folders have it.
         LogDamaged: no log can be read, or meta_log.hdf5 is there and is none.
         MergeFailed: as of `merge_seed_logs`.
 
     Warns:
-        UserWarning: a log was left out, and why.
+        UserWarning: a log was left out, and why; a run goes on, and is in it as far as it got; or
+            the runs of a configuration were not configured alike.
     """
     folder = os.fspath(experiment_dir)
     if not os.path.isdir(folder):
         raise LogNotFound(folder, "there is no such folder: check the path")
+    names = _names(all_run_ids)
     control.publish_before_reading(folder)
-    names = [os.path.normpath(run_id) for run_id in all_run_ids]
-    report = meta_log(folder, {name: _folder_of(name, folder) for name in names})
+    report = meta_log(
+        folder, {as_text(name): _folder_of(name, folder) for name in names}, mixed=True
+    )
+    if report.mixed:
+        warnings.warn(f"{folder}: {report.mixed}", UserWarning, stacklevel=2)
     _warn_of(report.left_out)
     return report
 
@@ -136,6 +138,7 @@ def merge_group(
     at_least: int = 1,
     keep_seed_logs: bool = False,
     progress: Progress = lambda done, total: None,
+    on_wait: Tell = lambda text: None,
 ) -> MergeReport:
     """Merge the seeds of one configuration that have ended into <folder>/logs/log.hdf5.
 
@@ -144,6 +147,7 @@ def merge_group(
         at_least: how many seeds have to have ended, those merged already included.
         keep_seed_logs: leave the seeds' own logs where they are.
         progress: called with bytes done and bytes in all.
+        on_wait: as of `merging.Merge`.
 
     Raises:
         As of `merged_file.merge`.
@@ -161,8 +165,10 @@ def merge_group(
             folder,
             lambda: seed_log_files(folder),
             delete=not keep_seed_logs,
+            own=True,
             at_least=at_least,
             progress=progress,
+            on_wait=on_wait,
         )
     )
 
@@ -171,12 +177,17 @@ def meta_log(
     folder: str,
     configs: dict[str, str],
     progress: Progress = lambda done, total: None,
+    *,
+    mixed: bool = False,
+    on_wait: Tell = lambda text: None,
 ) -> MergeReport:
     """Merge configurations into <folder>/meta_log.hdf5.
 
     Args:
         configs: {name: folder of a configuration}.
         progress: called with bytes done and bytes in all.
+        mixed: take a folder, too, whose runs were not configured alike; else it is left out.
+        on_wait: as of `merging.Merge`.
 
     Raises:
         As of `merged_configs.merge_configurations`.
@@ -190,50 +201,29 @@ def meta_log(
         return found
 
     path = layout.meta_log_path(folder)
-    return merged_configs.merge_configurations(path, folder, sources, progress)
+    return merged_configs.merge_configurations(
+        path, folder, sources, progress, mixed=mixed, on_wait=on_wait
+    )
 
 
-def find_groups(root: str) -> list[str]:
-    """The folders at or below a root that have logs, in natural order."""
-    found = []
-    for folder, inside, _ in os.walk(root):
-        if "logs" in inside and log_files(folder):
-            found.append(folder)
-        inside[:] = filter(_is_searched, inside)
-    return sorted(found, key=natural_key)
-
-
-def configurations_in(folder: str) -> dict[str, str]:
-    """The folders right inside a folder that have logs, by name, in natural order."""
-    names = sorted(filter(_is_searched, os.listdir(folder)), key=natural_key)
-    paths = {name: os.path.join(folder, name) for name in names}
-    return {name: path for name, path in paths.items() if log_files(path)}
-
-
-def _is_searched(name: str) -> bool:
-    return name not in _NOT_SEARCHED and not name.startswith(".")
-
-
-# --- files ----------------------------------------------------------------------------------------
-def log_files(folder: str, *, other_than: str = "") -> list[str]:
-    """The paths of all logs of a configuration, merged ones too, but for one."""
+def _is_in_logs(path: str, folder: str) -> bool:
     logs = os.path.join(folder, "logs")
-    if not os.path.isdir(logs):
-        return []
-    names = [n for n in os.listdir(logs) if n.endswith(_SUFFIXES) and not n.startswith(".")]
-    paths = [os.path.join(logs, name) for name in sorted(names, key=natural_key)]
-    excluded = os.path.realpath(other_than) if other_than else ""
-    return [path for path in paths if os.path.realpath(path) != excluded]
+    return os.path.realpath(os.path.dirname(path) or ".") == os.path.realpath(logs)
 
 
-def seed_log_files(folder: str) -> list[str]:
-    """The paths of the logs of single seeds, as a logger names them."""
-    prefix, suffix = os.path.basename(layout.log_path("", "*")).split("*")
-    return [
-        path
-        for path in log_files(folder)
-        if os.path.basename(path).startswith(prefix) and path.endswith(suffix)
-    ]
+def _names(run_ids: Sequence[str]) -> list[str]:
+    """The names of configurations, as groups of a file can have them, each once."""
+    given = [run_ids] if isinstance(run_ids, (str, os.PathLike)) else run_ids
+    names = [os.path.normpath(os.fspath(run_id)) for run_id in given]
+    if not names:
+        raise ValueError("all_run_ids is empty: name the folders of the configurations to merge")
+    for name in names:
+        if os.path.isabs(name) or name.split(os.sep)[0] in (os.curdir, os.pardir):
+            raise ValueError(
+                f"{name!r} is no name of a folder in experiment_dir: give a name such as 'lr_0.1', "
+                "or a path relative to experiment_dir"
+            )
+    return list(dict.fromkeys(names))
 
 
 def _folder_of(run_id: str, folder: str) -> str:

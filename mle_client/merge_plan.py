@@ -193,7 +193,7 @@ def _is_overwritten(loser: Member, winner: Member) -> bool:
 def _duplicate(loser: Member, winner: Member) -> str:
     return (
         f"it holds another run of {loser.seed} than {winner.path}, which is the later or the "
-        "longer one: remove it, or move it out of the folder"
+        "longer one: move it out of the folder if you need nothing else in it"
     )
 
 

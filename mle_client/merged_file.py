@@ -17,6 +17,7 @@ from typing import Final
 
 from mle_client import files, layout
 from mle_client.errors import LogDamaged, LogNotFound, MergeRefused, TooFewSeeds
+from mle_client.experiments import as_text
 from mle_client.group_copies import Copy
 from mle_client.merge_plan import LeftOut, Member, Plan, mixed_configurations, plan_merge
 from mle_client.merge_staging import scratch_folder, write_file
@@ -64,9 +65,14 @@ def _attempt(job: Merge, unreadable: Unreadable) -> MergeReport | None:
         None where more turned out to be unreadable.
     """
     described, left_out = look(job, job.sources(), unreadable)
+    found = len(described)
+    if job.own:
+        described = {path: each for path, each in described.items() if _is_own(path, each)}
     if os.path.lexists(job.target):
         described[job.target] = describe_seeds(job.target, in_target=True)
     members = [member for each in described.values() for member in each.members]
+    if not members and found and not left_out:
+        raise TooFewSeeds(job.folder, 0, job.at_least)  # all are in a file of another name
     if not members:
         raise nothing(job.folder, left_out)
     plan = plan_merge(members, contains, running=job.running)
@@ -93,6 +99,12 @@ def _attempt(job: Merge, unreadable: Unreadable) -> MergeReport | None:
         tuple(aside),
         mixed_configurations(plan.seeds),
     )
+
+
+def _is_own(path: str, found: Described) -> bool:
+    """Whether a file is the log of one seed, and named so."""
+    seed = layout.seed_of_log(path)
+    return seed is not None and [each.group for each in found.members] == [as_text(seed)]
 
 
 def _check(job: Merge, plan: Plan, members: Sequence[Member], left_out: Sequence[LeftOut]) -> None:

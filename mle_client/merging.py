@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from mle_client import files, layout, log_compare, seed_groups
 from mle_client.errors import LogDamaged, LogNotFound, MergeFailed, MLEError
@@ -26,6 +26,9 @@ from mle_client.seed_groups import Described
 LOCK_TIMEOUT_S: Final = 600.0
 # How long merges of this process wait for it, where nothing else is said.
 PATIENCE_S: Final[ContextVar[float]] = ContextVar("PATIENCE_S", default=LOCK_TIMEOUT_S)
+
+Tell: TypeAlias = Callable[[str], None]  # told a sentence for the user
+
 _ATTEMPTS: Final = 10  # of reading files that are replaced meanwhile
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -65,22 +68,27 @@ class Merge:
         folder: of the configuration, or of the configurations; locked meanwhile.
         sources: lists the paths of the files to merge.  Asked again when one of them went away.
         delete: remove the sources that the merged file has everything of.
+        own: take those sources only that hold the one seed that their name says; others, such as a
+            merged file that somebody named like them, stay as they are.
         running: take runs that go on, as far as they got; their files stay.
         mixed: take runs of different configurations.
         at_least: how many seeds it takes that have ended, those that are merged already included.
         progress: called with bytes done and bytes in all.
         patience_s: how long to wait for another merge of the same logs.
+        on_wait: told for whom, after a second of waiting.
     """
 
     target: str
     folder: str
     sources: Callable[[], Sequence[str]]
     delete: bool = True
+    own: bool = False
     running: bool = False
     mixed: bool = False
     at_least: int = 1
     progress: Progress = lambda done, total: None
     patience_s: float = field(default_factory=PATIENCE_S.get)
+    on_wait: Tell = lambda text: None
 
 
 # Files that cannot be read, or copied: what an attempt finds out about them, the next one knows.
@@ -102,7 +110,9 @@ def carry_out(job: Merge, attempt: Callable[[Unreadable], MergeReport | None]) -
     with _saying_why(job):
         check_target(job.target)
         scratch = scratch_folder(job.target)
-        with files.locked(job.folder, scratch, timeout=job.patience_s) as alone:
+        with files.locked(
+            job.folder, scratch, timeout=job.patience_s, on_wait=job.on_wait
+        ) as alone:
             for folder in {scratch, os.path.dirname(job.target)}:
                 clean(folder, alone=alone)
             changes = 0
@@ -222,19 +232,56 @@ def _saying_why(job: Merge) -> Iterator[None]:
     except MLEError:
         raise
     except OSError as error:
-        where = str(error.filename or job.target)
-        if layout.is_temporary(os.path.basename(where)):
-            where = job.target
-        raise MergeFailed(where, _advice(error, job)) from error
+        raise MergeFailed(_place(error, job), _advice(error, job)) from error
+
+
+def _place(error: OSError, job: Merge) -> str:
+    """The file that something is the matter with; or the folder, where it cannot be written to."""
+    where = str(error.filename or job.target)
+    if error.filename2 is not None:  # a file was to get a name; what is wrong is there
+        where = str(error.filename2)
+    elif layout.is_temporary(os.path.basename(where)) and error.errno not in _NO_PERMISSION:
+        return job.target
+    if error.errno not in _NO_PERMISSION or os.path.isdir(where):
+        return where
+    if _is_protected(error) or _is_unreadable(error):
+        return where
+    return os.path.dirname(where) or "."
 
 
 def _advice(error: OSError, job: Merge) -> str:
     said = error.strerror or str(error)
     if error.errno in _NO_ROOM:
         return f"{said}: merging takes {_bytes(job) / 1e6:.1f} MB; make room and merge again"
+    if _is_protected(error):
+        return (
+            f"{said}: it, or its folder, is protected against changes (`lsattr -d` tells, and "
+            "`chattr -i` ends that); then merge again"
+        )
+    if _is_unreadable(error):
+        return f"{said}: make it readable and merge again"
     if error.errno in _NO_PERMISSION:
-        return f"{said}: make the folder writable and merge again"
+        return f"{said}: make this folder writable and merge again"
     return f"{said}: nothing was removed; merge again"
+
+
+def _is_protected(error: OSError) -> bool:
+    """Whether a file cannot be replaced although its folder can be written to."""
+    return (
+        error.errno in _NO_PERMISSION
+        and error.filename2 is not None
+        and os.access(os.path.dirname(error.filename2) or ".", os.W_OK)
+    )
+
+
+def _is_unreadable(error: OSError) -> bool:
+    """Whether a file that is there may not be read."""
+    return (
+        error.errno in _NO_PERMISSION
+        and error.filename2 is None
+        and os.path.isfile(error.filename or "")
+        and not os.access(error.filename, os.R_OK)
+    )
 
 
 def _bytes(job: Merge) -> int:

@@ -70,7 +70,7 @@ def merge_hdf5_files(
     configurations: dict[str, tuple[str, ...]] = {}
     for config, path in zip(file_ids, paths, strict=True):
         configurations[config] = (*configurations.get(config, ()), path)
-    return merged_configs.merge_configurations(target, folder, lambda: configurations)
+    return merged_configs.merge_configurations(target, folder, lambda: configurations, mixed=True)
 
 
 def _folder_above(paths: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import psutil
 
-from mle_client import merge, merging
+from mle_client import experiments, merge, merging
 from mle_client.errors import LogNotFound, MergeFailed, MLEError, TooFewSeeds
 from mle_client.merge_plan import RUNNING, Member, first_of
 from mle_client.seed_groups import describe
@@ -86,8 +86,8 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _meta_log(folder: str) -> merging.MergeReport:
-    configs = merge.configurations_in(folder)
-    files = [file for path in configs.values() for file in merge.log_files(path)]
+    configs = experiments.configurations_in(folder)
+    files = [file for path in configs.values() for file in experiments.log_files(path)]
     size = sum(os.stat(file).st_size for file in files)
     if size > META_LIMIT_BYTES:
         said = f"its logs have {size / 1e9:.1f} GB: `mle-daemon merge` merges so many"
@@ -103,8 +103,10 @@ def _found(folder: str, report: merging.MergeReport | None = None) -> dict[str, 
         report: of a merge: tells of the seeds in the file that it wrote, and that their own logs
             need not be looked at.
     """
-    own = merge.seed_log_files(folder)
-    of_several = set(merge.log_files(folder, other_than=report.path if report else "")) - set(own)
+    own = experiments.seed_log_files(folder)
+    of_several = set(experiments.log_files(folder, other_than=report.path if report else "")) - set(
+        own
+    )
     merged = _states(of_several)
     states = merged if report else _states([*of_several, *own])
     if report:

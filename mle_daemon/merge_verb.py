@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mle_client import control, files, merge
+from mle_client import control, experiments, files, layout, merge
 from mle_client.errors import LogNotFound, MergeFailed, MLEError, TooFewSeeds
+from mle_client.merge_plan import RUNNING
 from mle_client.merging import MergeReport
 
 EXIT_FAILED: Final = 1
 EXIT_DAMAGED: Final = 6
 EXIT_PARTIAL: Final = 7
 _BAR_WIDTH: Final = 30
+_CLEAR_LINE: Final = "\r\x1b[2K"  # of a terminal
 # A configuration with one seed has nothing to merge, unless somebody names it.
 _SEVERAL: Final = 2
 
@@ -117,30 +119,39 @@ def run(
     Raises:
         LogNotFound: there is no log, or none where a name says so.
     """
-    groups = [_named(name, root) for name in names] or merge.find_groups(root)
+    control.publish_before_reading(root)  # a run that was never published has no file to be found
+    groups = _each_once(_named(name, root) for name in names) or experiments.find_groups(root)
     if not groups:
         raise LogNotFound(root, "there is no log in it or below it: nothing to merge")
-    control.publish_before_reading(root)
     done = _All()
     at_least = 1 if names else _SEVERAL
 
     def merge_seeds(folder: str, progress: Progress) -> MergeReport:
         return merge.merge_group(
-            folder, at_least=at_least, keep_seed_logs=keep_seed_logs, progress=progress
+            folder,
+            at_least=at_least,
+            keep_seed_logs=keep_seed_logs,
+            progress=progress,
+            on_wait=waiting,
         )
 
     def merge_configurations(folder: str, progress: Progress) -> MergeReport:
-        return merge.meta_log(folder, merge.configurations_in(folder), progress)
+        configs = experiments.configurations_in(folder)
+        return merge.meta_log(folder, configs, progress, on_wait=waiting)
+
+    def waiting(said: str) -> None:
+        _clear_bar()
+        say(said)
 
     with _bar(len(groups)) as show:
         done.groups += [_outcome(folder, merge_seeds, show) for folder in groups]
         parents = _parents(done.groups, root)
         done.meta_logs += [_outcome(folder, merge_configurations, show) for folder in parents]
     _print(done, root, as_json)
-    for outcome in (*done.groups, *done.meta_logs):
-        for problem in outcome.problems:
-            say(problem)
-    if any(each.running for each in done.groups) and not control.is_served(root):
+    outcomes = (*done.groups, *done.meta_logs)
+    for problem in dict.fromkeys(problem for each in outcomes for problem in each.problems):
+        say(problem)
+    if any(each.running for each in outcomes) and not control.is_served(root):
         say(
             f"no daemon looks after {root}: where the process of a run is gone, `mle-daemon start "
             f"--root {root}` brings back what it left, and merges it"
@@ -151,7 +162,7 @@ def run(
 def _named(name: str, root: str) -> str:
     """The folder of a configuration."""
     for path in (os.path.join(root, name), os.path.realpath(name)):
-        if os.path.isdir(path) and merge.log_files(path) and files.is_inside(path, root):
+        if os.path.isdir(path) and experiments.log_files(path) and files.is_inside(path, root):
             return os.path.normpath(path)
     raise LogNotFound(
         os.path.join(root, name), f"there is no log in its folder logs/, or it is outside of {root}"
@@ -175,11 +186,15 @@ def _outcome(
         return Outcome(folder, error=MergeFailed(folder, str(error)))
 
 
+def _each_once(paths: Iterable[str]) -> list[str]:
+    return list({os.path.realpath(path): path for path in paths}.values())
+
+
 def _parents(groups: Sequence[Outcome], root: str) -> list[str]:
-    """The folders whose configurations are all merged."""
-    failed = {os.path.dirname(each.path) for each in groups if each.error is not None}
+    """The folders that the configurations lie in; what failed is left out of their meta logs."""
     inside = [os.path.dirname(each.path) for each in groups if each.path != os.path.normpath(root)]
-    return [folder for folder in dict.fromkeys(inside) if folder not in failed]
+    # In a meta log there are no hidden ones.
+    return [folder for folder in dict.fromkeys(inside) if experiments.configurations_in(folder)]
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -194,8 +209,8 @@ def _print(done: _All, root: str, as_json: bool) -> None:
     for each in done.groups:
         print(f"{os.path.relpath(each.path, root)}: {_said(each, 'seed')}")
     for each in done.meta_logs:
-        if each.report is not None:
-            print(f"{os.path.relpath(each.report.path, root)}: {_said(each, 'run')}")
+        path = layout.meta_log_path(each.path)
+        print(f"{os.path.relpath(path, root)}: {_said(each, 'run')}")
 
 
 def _said(outcome: Outcome, noun: str) -> str:
@@ -208,9 +223,14 @@ def _said(outcome: Outcome, noun: str) -> str:
     parts = [f"{len(report.seeds)} {noun}{'s' if len(report.seeds) != 1 else ''}"]
     if crashed:
         parts.append(f"{crashed} of them crashed")
+    going_on = sum(state == RUNNING for state in report.seeds.values())
+    if going_on:
+        parts.append(f"{going_on} of them still running")
     parts.append(f"{len(report.added)} added" if report.added else "nothing new")
-    if report.left_out:
-        parts.append(f"{len(report.left_out)} left out")
+    # Of a run that goes on a meta log has what there is.
+    left_out = [each for each in report.left_out if not (each.running and going_on)]
+    if left_out:
+        parts.append(f"{len(left_out)} left out")
     return ", ".join(parts)
 
 
@@ -231,7 +251,7 @@ def _bar(count: int) -> Iterator[Callable[[str], Progress]]:
             share = min(1.0, (begun + done / max(1, total)) / count)
             filled = int(_BAR_WIDTH * share)
             bar = "█" * filled + "·" * (_BAR_WIDTH - filled)
-            print(f"\r\x1b[2K{bar} {share:4.0%}  {name}", end="", file=sys.stderr, flush=True)
+            print(f"{_CLEAR_LINE}{bar} {share:4.0%}  {name}", end="", file=sys.stderr, flush=True)
 
         progress(0, 1)
         return progress
@@ -239,4 +259,9 @@ def _bar(count: int) -> Iterator[Callable[[str], Progress]]:
     try:
         yield show
     finally:
-        print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        _clear_bar()
+
+
+def _clear_bar() -> None:
+    if sys.stderr.isatty():
+        print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)

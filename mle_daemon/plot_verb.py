@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mle_client import layout
+from mle_client import experiments, layout
 from mle_client.errors import LogNotFound
 
 if TYPE_CHECKING:
@@ -217,23 +217,21 @@ def load_runs(root: str, only: Sequence[str] | None = None) -> MetaLog:
         LogNotFound: there is no log.
         LogDamaged: one cannot be read.
     """
-    from mle_client.load import load_log, load_meta_log
-    from mle_client.merge import find_groups, log_files
+    from mle_client.load import load_configurations, load_log
     from mle_client.metalog import MetaLog
 
     if os.path.isfile(root):
-        return MetaLog(_named(_name_of_file(root), load_meta_log(root, only=only)))
-    if log_files(root):
-        return MetaLog(_named(_base_name(root), load_log(root, True, only=only)))
-    runs: dict[str, RunLog] = {}
-    for folder in find_groups(root):  # not from the meta log, which may be behind them
-        runs |= _named(os.path.relpath(folder, root), load_log(folder, True, only=only))
+        return MetaLog(_named(_name_of_file(root), load_log(root, True, only=only)))
+    if experiments.log_files(root):
+        return load_configurations({_base_name(root): root}, only=only)
+    groups = experiments.find_groups(root)
+    if groups:  # not from the meta log, which may be behind them
+        named = {experiments.as_text(os.path.relpath(folder, root)): folder for folder in groups}
+        return load_configurations(named, only=only)
     merged = layout.meta_log_path(root)
-    if not runs and os.path.isfile(merged):
-        return MetaLog(_named(_base_name(root), load_meta_log(merged, only=only)))
-    if not runs:
+    if not os.path.isfile(merged):
         raise LogNotFound(root, "there is no log in it or below it: check the path")
-    return MetaLog(runs)
+    return MetaLog(_named(_base_name(root), load_log(merged, True, only=only)))
 
 
 def _named(name: str, log: MetaLog | RunLog) -> Mapping[str, RunLog]:

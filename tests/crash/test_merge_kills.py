@@ -194,7 +194,7 @@ def test_merging_on_a_disk_that_is_read_only_says_so(small_disk: Path) -> None:
         write_log(exp, seed, [1.0])
     before = everything(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(MergeFailed, match="Read-only file system: make the folder writable"):
+    with pytest.raises(MergeFailed, match="Read-only file system: make this folder writable"):
         merge_group(str(exp))
     assert everything(small_disk) == before
 

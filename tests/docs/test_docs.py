@@ -102,6 +102,41 @@ def test_the_python_blocks_of_a_page_run_one_after_another(page: Path, tmp_path:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("no_daemon_stays")
+def test_the_sweep_of_the_readme_can_be_loaded_where_nobody_has_started_a_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLE_MERGE", raising=False)  # as a user has it
+    sweep = section((TREE / "README.md").read_text(), "Many seeds and configurations")
+    (block,) = (each[4] for each in FENCE.finditer(sweep) if each[3].strip() == "python")
+    run_python(block, tmp_path)
+    for file in tmp_path.rglob(f"{layout.STATE_DIR}/{layout.ENDPOINT_FILE}"):
+        assert control.stop(str(file.parents[1]), timeout=30) == ""
+
+    assert not list(tmp_path.rglob("meta_log.hdf5"))  # no daemon writes outside of its root
+    assert run_python(LOADS_THE_SWEEP, tmp_path) == "['lr_0.1', 'lr_0.5'] [1, 2, 3] 3\n" * 2
+
+
+def run_python(program: str, folder: Path) -> str:
+    """Run a program in a folder.  Returns: what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True, text=True, timeout=50, check=False, cwd=folder,
+        env=discovery.python_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOADS_THE_SWEEP = """
+from mle_client import load_meta_log
+for path in ("exp/sweep", "exp/sweep/meta_log.hdf5"):
+    log = load_meta_log(path)
+    one = log["lr_0.5"]
+    print(log.eval_ids, one.meta.seeds, one.stats.loss.n[-1])
+"""
+
+
 def steps_of(page: Path) -> list[tuple[str, str, str]]:
     """The blocks of a guide: language, title and text."""
     steps: list[tuple[str, str, str]] = []

@@ -27,7 +27,7 @@ from mle_client.errors import MergeFailed, TooFewSeeds
 from tests.seed_logs import everything, leftovers, losses, read_logs, write_foreign, write_log
 
 SEEDS = ("seed_1", "seed_2", "meta")  # one is named like a group inside of a run
-TARGETS = ("log.hdf5", "all.hdf5", "seeds.hdf5")
+TARGETS = ("log.hdf5", "all.hdf5", "log_all.hdf5")  # the last is named like a seed's
 FOREIGN = float("-inf")  # when a run of mle-logging's began, which does not say
 
 

@@ -15,9 +15,19 @@ import numpy as np
 import pytest
 from h5py import h5f
 
-from mle_client import aggregate, discovery, h5access, layout, openlog, reader, stored
+from mle_client import (
+    aggregate,
+    discovery,
+    experiments,
+    h5access,
+    layout,
+    openlog,
+    reader,
+    stored,
+)
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.load import load_log, load_meta_log
+from mle_client.merge import merge_group, meta_log
 from mle_client.metalog import MetaLog, RunLog
 
 
@@ -260,6 +270,130 @@ def test_the_readmes_file_without_the_usual_extension_is_a_file_too(tmp_path) ->
 
 
 # --- nothing to load ------------------------------------------------------------------------------
+# --- configurations that are not merged -----------------------------------------------------------
+def sweep(folder: Path) -> Path:
+    """Configurations of two seeds: merged, not merged, and half so; and one without a seed."""
+    write(folder / "lr_10/logs/log.hdf5", {"seed_1": [1.0], "seed_2": [2.0]})
+    for seed in (1, 2):
+        write(folder / f"lr_9/logs/log_seed_{seed}.hdf5", {f"seed_{seed}": [seed, 5.0]})
+    write(folder / "models/logs/log.hdf5", {"seed_1": [0.0], "seed_2": [0.0, 0.0]})
+    write(folder / "models/logs/log_seed_1.hdf5", {"seed_1": [3.0, 3.0]})
+    write(folder / "plain/logs/log_no_seed_provided.hdf5", {"no_seed_provided": [7.0]})
+    write(folder / ".hidden/logs/log.hdf5", {"seed_1": [9.0]})
+    return folder
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_configurations_that_are_not_merged_are_loaded_as_if_they_were(
+    tmp_path, aggregated, large, monkeypatch
+) -> None:
+    if large:
+        monkeypatch.setattr(reader, "SMALL_BYTES", 0)
+    folder = sweep(tmp_path / "sweep")
+    loaded = [
+        load_meta_log(path, aggregated) for path in (folder, f"{folder}/", folder / "meta_log.hdf5")
+    ]
+    assert not (folder / "meta_log.hdf5").exists()
+    meta_log(str(folder), experiments.configurations_in(str(folder)))
+    expected = load_meta_log(folder / "meta_log.hdf5", aggregated)
+    assert expected.eval_ids == ["lr_9", "lr_10", "models", "plain"]
+    for log in loaded:
+        assert log.eval_ids == expected.eval_ids
+        for name in log.eval_ids:
+            if aggregated:
+                assert log[name].stats.loss.mean.tolist() == expected[name].stats.loss.mean.tolist()
+                assert log[name].meta.seeds == expected[name].meta.seeds
+            else:
+                assert list(log[name]) == list(expected[name])
+                for seed in log[name]:
+                    one, other = log[name][seed].stats.loss, expected[name][seed].stats.loss
+                    assert one.tolist() == other.tolist()
+
+
+def test_a_meta_log_is_read_where_there_is_one_and_an_experiment_where_there_is_none(
+    tmp_path,
+) -> None:
+    folder = sweep(tmp_path)
+    write(folder / "logs/log.hdf5", {"seed_1": [1.0]})
+    assert load_meta_log(folder).eval_ids == ["eval"]
+    names = {f"{name}/seed_1": [8.0] for name in ("lr_9", "lr_10", "models", "plain")}
+    write(folder / "meta_log.hdf5", names)
+    for path in (folder, folder / "meta_log.hdf5"):
+        assert load_meta_log(path, only=["loss"]).lr_9.stats.loss.mean.tolist() == [8.0]
+
+
+def test_a_daemon_is_asked_for_the_configurations_of_a_meta_log_that_is_not_there(
+    tmp_path, asked
+) -> None:
+    sweep(tmp_path)
+    load_meta_log(tmp_path / "meta_log.hdf5")
+    assert asked == [str(tmp_path)]
+
+
+def test_a_meta_log_that_is_behind_its_folder_is_read_with_one_warning(tmp_path) -> None:
+    folder = sweep(tmp_path)
+    meta = write(folder / "meta_log.hdf5", {"lr_9/seed_1": [8.0], "lr_10/seed_1": [8.0]})
+    later = os.stat(meta).st_mtime_ns + 1
+    os.utime(folder / "lr_10/logs/log.hdf5", ns=(later, later))
+    with pytest.warns(UserWarning, match="is behind its folder") as caught:
+        log = load_meta_log(meta)
+    assert log.eval_ids == ["lr_9", "lr_10"]
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert str(warning.message) == (
+        f"{meta} is behind its folder: models, plain not in it, lr_10 changed after it; "
+        f"`mle-daemon merge --root {folder}` brings it up to date, or says what keeps it back"
+    )
+    other = meta.rename(folder / "other.hdf5")
+    assert load_meta_log(other).eval_ids == ["lr_9", "lr_10"]  # another file promises nothing
+
+
+def test_configurations_that_are_merged_while_they_are_read_are_read_from_where_they_went(
+    tmp_path, monkeypatch
+) -> None:
+    folder, done = sweep(tmp_path), []
+    real = experiments.log_files
+
+    def log_files(path: str) -> list[str]:
+        found = real(path)
+        if path.endswith("lr_9") and len(done) < 2:
+            done.append(path)
+            if len(done) == 2:  # the first one looks whether there are any
+                merge_group(path)
+        return found
+
+    monkeypatch.setattr(experiments, "log_files", log_files)
+    assert load_meta_log(folder).lr_9.stats.loss.mean.tolist() == [1.5, 5.0]
+    assert len(done) == 2
+
+
+def test_a_damaged_log_of_one_configuration_is_named(tmp_path) -> None:
+    (sweep(tmp_path) / "lr_9/logs/log_seed_1.hdf5").write_bytes(b"x")
+    with pytest.raises(LogDamaged, match=r"lr_9/logs/log_seed_1\.hdf5"):
+        load_meta_log(tmp_path)
+
+
+def test_a_meta_log_in_a_folder_logs_is_no_log_of_the_experiment_that_is_called_so(
+    tmp_path,
+) -> None:
+    folder = sweep(tmp_path / "logs")
+    meta_log(str(folder), experiments.configurations_in(str(folder)))
+    with pytest.raises(LogNotFound, match=r"load .*logs/meta_log\.hdf5"):
+        load_log(tmp_path)
+    assert load_meta_log(folder).eval_ids == ["lr_9", "lr_10", "models", "plain"]
+    write(folder / "log_seed_1.hdf5", {"seed_1": [1.0]})
+    assert load_log(tmp_path).eval_ids == ["seed_1"]
+
+
+def test_without_configurations_a_meta_log_is_not_found(tmp_path) -> None:
+    write(tmp_path / "deep/lr_1/logs/log.hdf5", {"seed_1": [1.0]})
+    (tmp_path / "empty").mkdir()
+    for path in ("meta_log.hdf5", "empty/meta_log.hdf5", "nowhere/meta_log.hdf5", "empty", "."):
+        with pytest.raises(LogNotFound):
+            load_meta_log(tmp_path / path)
+
+
 def test_a_missing_folder_or_file_is_not_found(tmp_path) -> None:
     for load in (load_log, load_meta_log):
         with pytest.raises(FileNotFoundError, match="no such folder or file"):

@@ -11,7 +11,7 @@ import pytest
 
 from mle_client import control, files, lifetime, merge, merge_config_logs, merge_seed_logs
 from mle_client.errors import LogDamaged, LogNotFound, MergeFailed, TooFewSeeds
-from mle_client.merge import find_groups, log_files, merge_group, seed_log_files
+from mle_client.merge import merge_group
 from tests.seed_logs import losses, write_foreign, write_log
 
 
@@ -98,6 +98,9 @@ def test_bad_paths_say_what_to_do(exp: Path, tmp_path: Path) -> None:
         merge_seed_logs(tmp_path / "nowhere" / "all.hdf5", exp, num_logs=99)  # before any waiting
     with pytest.raises(MergeFailed, match="give the path of a file in it"):
         merge_seed_logs(exp, exp)
+    with pytest.raises(MergeFailed, match=r"logs/meta_log\.hdf5: .*take another"):
+        merge_seed_logs(exp / "logs/meta_log.hdf5", exp)
+    merge_seed_logs(tmp_path / "meta_log.hdf5", exp, delete_files=False)  # not in logs/
 
 
 # --- waiting --------------------------------------------------------------------------------------
@@ -192,6 +195,34 @@ def test_a_name_that_is_unknown_or_not_clear_is_refused(sweep: Path) -> None:
         merge_config_logs(sweep / "nowhere", ["a"])
 
 
+@pytest.mark.parametrize("name", ["../b", "..", ".", "", "a/../../b", "/a"])
+def test_a_name_that_leads_out_of_the_folder_or_nowhere_is_refused(sweep: Path, name: str) -> None:
+    folder = sweep / "deep"
+    given = name if name != "/a" else str(sweep / "a")
+    with pytest.raises(ValueError, match="no name of a folder in experiment_dir"):
+        merge_config_logs(folder, ["c", given])
+    assert not (folder / "meta_log.hdf5").exists()
+
+
+def test_a_name_may_be_given_alone_or_twice_and_none_is_an_error(sweep: Path) -> None:
+    assert list(merge_config_logs(sweep, "a").seeds) == ["a/seed_1"]
+    assert list(merge_config_logs(sweep, ["a", "a/"]).seeds) == ["a/seed_1"]
+    with pytest.raises(ValueError, match="all_run_ids is empty"):
+        merge_config_logs(sweep, [])
+
+
+def test_runs_that_go_on_and_mixed_configurations_are_merged_and_warned_of(sweep: Path) -> None:
+    write_log(sweep / "a", "seed_2", [2.0], state="running")
+    write_log(sweep / "b", "seed_2", [2.0], config_text="{'lr': 0.2}")
+    with pytest.warns(UserWarning, match="configurations|running") as caught:
+        report = merge_config_logs(sweep, ["a", "b"])
+    assert {each.filename for each in caught} == {__file__}
+    mixed, running = (str(each.message) for each in caught)
+    assert "different configurations (lr: 0.1 / 0.2)" in mixed
+    assert "seed_2 is still running: meta_log.hdf5 has it as far as it got" in running
+    assert list(report.seeds) == ["a/seed_1", "a/seed_2", "b/seed_1", "b/seed_2"]
+
+
 def test_what_a_configuration_lacks_is_warned_of(sweep: Path) -> None:
     (sweep / "a/logs/log_seed_2.hdf5").write_bytes(b"x")
     with pytest.warns(UserWarning, match=r"a/logs/log_seed_2\.hdf5: not a readable") as caught:
@@ -222,33 +253,35 @@ def test_a_group_that_is_merged_under_another_name_has_nothing_to_merge(exp: Pat
         merge_group(str(exp))
 
 
+def test_a_merged_file_that_is_named_like_the_log_of_a_seed_stays_what_it_is(exp: Path) -> None:
+    own = exp / "logs/log_merged.hdf5"
+    merge_seed_logs(own, exp)
+    with pytest.raises(TooFewSeeds):
+        merge_group(str(exp))
+    for late in ("seed_3", "seed_4"):
+        write_log(exp, late, [3.0])
+    report = merge_group(str(exp))
+    assert list(report.seeds) == ["seed_3", "seed_4"]
+    assert losses(own) == BOTH
+    assert names(exp) == ["log.hdf5", "log_merged.hdf5"]
+    merge_seed_logs(exp / "logs/log.hdf5", exp)  # takes every log, as mle-logging's
+    assert names(exp) == ["log.hdf5"]
+
+
+def test_a_seeds_own_log_has_one_seed_which_its_name_says(exp: Path) -> None:
+    write_foreign(exp / "logs/log_seed_3.hdf5", {"seed_3": [3.0]})
+    write_foreign(exp / "logs/log_seed_4.hdf5", {"seed_4": [4.0], "seed_5": [5.0]})
+    os.rename(write_log(exp, "seed_6", [6.0]), exp / "logs/log_first.hdf5")
+    (exp / "logs/log_seed_7.hdf5").write_bytes(b"x")
+    report = merge_group(str(exp))
+    assert list(report.seeds) == ["seed_1", "seed_2", "seed_3"]
+    assert [os.path.basename(each.path) for each in report.left_out] == ["log_seed_7.hdf5"]
+    assert names(exp) == ["log.hdf5", "log_first.hdf5", "log_seed_4.hdf5", "log_seed_7.hdf5"]
+
+
 def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogNotFound, match="no such folder"):
         merge_group(str(tmp_path / "gone"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(LogNotFound, match="nothing to merge"):
         merge_group(str(tmp_path / "empty"))
-
-
-# --- files ----------------------------------------------------------------------------------------
-def test_what_is_taken_for_a_log(exp: Path) -> None:
-    for name in ("log_seed_10.hdf5", "x.h5", "y.hdf", ".hidden.hdf5", "log.txt", "log_1.h5"):
-        (exp / "logs" / name).touch()
-    found = [os.path.basename(path) for path in log_files(str(exp))]
-    assert found == [
-        "log_1.h5", "log_seed_1.hdf5", "log_seed_2.hdf5", "log_seed_10.hdf5", "x.h5", "y.hdf",
-    ]  # fmt: skip
-    assert [os.path.basename(path) for path in seed_log_files(str(exp))] == found[1:4]
-    (exp / "link").symlink_to(exp / "logs")
-    without = log_files(str(exp), other_than=f"{exp}/link/x.h5")
-    assert [os.path.basename(path) for path in without] == [n for n in found if n != "x.h5"]
-    assert log_files(str(exp / "nowhere")) == []
-
-
-def test_groups_are_found_wherever_they_are_but_not_in_folders_of_ours(tmp_path: Path) -> None:
-    for folder in ("b10", "b9", "b9/inner", ".mle/replaced", "b9/models/x", "a/tboards/x"):
-        write_log(tmp_path / folder, "seed_1", [1.0])
-    (tmp_path / "empty" / "logs").mkdir(parents=True)
-    found = [os.path.relpath(path, tmp_path) for path in find_groups(str(tmp_path))]
-    assert found == ["b9", "b9/inner", "b10"]
-    assert list(merge.configurations_in(str(tmp_path))) == ["b9", "b10"]

@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import pytest
 
-from mle_client import files, layout, merge, merged_configs
-from mle_client.errors import LogDamaged, LogNotFound, MergeFailed
+from mle_client import experiments, files, layout, merge, merged_configs
+from mle_client.errors import LogDamaged, LogNotFound, MergeFailed, MergeRefused
 from mle_client.merging import MergeReport
 from tests.seed_logs import (
     everything,
@@ -39,7 +39,7 @@ def path(sweep: Path) -> str:
 
 
 def refresh(sweep: Path) -> MergeReport:
-    return merge.meta_log(str(sweep), merge.configurations_in(str(sweep)))
+    return merge.meta_log(str(sweep), experiments.configurations_in(str(sweep)))
 
 
 # --- merging --------------------------------------------------------------------------------------
@@ -71,10 +71,19 @@ def test_it_does_not_matter_whether_seeds_are_merged(sweep: Path) -> None:
     merge.merge_group(str(sweep / "a"))
     refresh(sweep)
     assert losses(path(sweep)) == EXPECTED
-    before = files.Stamp.of(os.stat(path(sweep)))
+    before = os.stat(path(sweep))
     merge.merge_group(str(sweep / "b"))
     refresh(sweep)
-    assert files.Stamp.of(os.stat(path(sweep))) == before
+    assert os.stat(path(sweep)).st_ino == before.st_ino  # it was not written again
+
+
+def test_a_file_that_has_all_looks_no_older_than_what_it_has(sweep: Path) -> None:
+    refresh(sweep)
+    later = os.stat(path(sweep)).st_mtime_ns + 10**9
+    os.utime(sweep / "a/logs/log_seed_1.hdf5", ns=(later, later))
+    for _ in range(2):
+        assert refresh(sweep).added == ()
+        assert os.stat(path(sweep)).st_mtime_ns == later
 
 
 def test_what_goes_on_or_is_new_is_refreshed(sweep: Path) -> None:
@@ -160,6 +169,38 @@ def test_a_configuration_without_logs_is_named(sweep: Path) -> None:
         merge.meta_log(str(sweep), {"c": str(sweep / "nowhere")})
     with pytest.raises(LogNotFound):
         merge.meta_log(str(sweep), {})
+
+
+def test_a_configuration_that_is_mixed_is_left_out_unless_it_is_to_be_taken(sweep: Path) -> None:
+    write_log(sweep / "a", "seed_3", [3.0], config_text="{'lr': 7}")
+    report = refresh(sweep)
+    (left,) = report.left_out
+    assert (left.path, report.mixed) == (str(sweep / "a"), "")
+    assert "different configurations (lr: 0.1 / 7)" in left.why
+    assert "it is not in meta_log.hdf5" in left.why
+    assert list(losses(path(sweep))) == ["b/seed_1", "b/seed_2"]
+    taken = merge.meta_log(str(sweep), experiments.configurations_in(str(sweep)), mixed=True)
+    assert (len(taken.seeds), taken.left_out) == (5, ())
+    assert "different configurations (lr: 0.1 / 7)" in taken.mixed
+
+
+def test_where_all_configurations_are_mixed_nothing_is_written(sweep: Path) -> None:
+    for config in "ab":
+        write_log(sweep / config, "seed_3", [3.0], config_text="{'lr': 7}")
+    with pytest.raises(MergeRefused, match="different configurations"):
+        refresh(sweep)
+    assert not os.path.exists(path(sweep))
+
+
+def test_what_goes_on_is_told_and_in_the_file_as_far_as_it_got(sweep: Path) -> None:
+    live = write_log(sweep / "a", "seed_3", [3.0], state="running")
+    report = refresh(sweep)
+    (left,) = report.left_out
+    assert (left.path, left.running, left.damaged) == (live, True, False)
+    assert "seed_3 is still running: meta_log.hdf5 has it as far as it got" in left.why
+    write_foreign(sweep / "a/logs/all.hdf5", {"seed_3": [3.0]})
+    write_log(sweep / "a", "seed_3", [3.0, 4.0])
+    assert [each.running for each in refresh(sweep).left_out] == [False]  # another run of seed_3
 
 
 # --- others at the same files ---------------------------------------------------------------------

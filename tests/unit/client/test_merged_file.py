@@ -22,7 +22,7 @@ from mle_client.errors import (
     MergeRefused,
     TooFewSeeds,
 )
-from mle_client.merge import log_files
+from mle_client.experiments import log_files
 from mle_client.merging import Merge, MergeReport
 from tests.seed_logs import (
     everything,

@@ -113,8 +113,6 @@ def test_what_a_killed_merge_left_is_removed_and_what_a_living_one_has_is_not(
     [
         (errno.ENOSPC, "merging takes 0.0 MB; make room and merge again"),
         (errno.EDQUOT, "make room"),
-        (errno.EACCES, "make the folder writable"),
-        (errno.EROFS, "make the folder writable"),
         (errno.EIO, "nothing was removed; merge again"),
     ],
 )
@@ -148,6 +146,60 @@ def test_a_target_that_cannot_be_says_why(tmp_path: Path) -> None:
         check_target(str(tmp_path))
     check_target(str(tmp_path / "all.hdf5"))
     check_target("all")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("name", [".mle-merge-1.tmp", "log.hdf5", "", None])
+def test_where_nothing_may_be_written_the_folder_is_named_that_it_was_to_be_written_to(
+    tmp_path: Path, code: int, name: str | None
+) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    where = None if name is None else os.path.join(folder, name)
+    this = job(folder, target=str(folder / "log.hdf5"))
+    with pytest.raises(MergeFailed, match="make this folder writable") as caught:
+        carry_out(this, failing(OSError(code, os.strerror(code), where)))
+    assert os.path.normpath(caught.value.path) == str(folder)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_merged_file_that_may_not_be_replaced_is_told_from_a_folder_that_is_not_writable(
+    tmp_path: Path, writable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    (tmp_path / "logs").mkdir()
+    target = str(tmp_path / "logs" / "log.hdf5")
+    said, staged = os.strerror(errno.EPERM), str(tmp_path / ".mle-merge-1.tmp")
+    with pytest.raises(MergeFailed) as caught:
+        carry_out(
+            job(tmp_path, target=target), failing(OSError(errno.EPERM, said, staged, None, target))
+        )
+    assert caught.value.path == (target if writable else str(tmp_path / "logs"))
+    assert ("protected against changes" in caught.value.why) is writable
+
+
+def test_a_file_that_may_not_be_read_is_named_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    target = tmp_path / "all.hdf5"
+    target.touch()
+    with pytest.raises(MergeFailed, match="make it readable") as caught:
+        carry_out(job(tmp_path), failing(PermissionError(errno.EACCES, "denied", str(target))))
+    assert caught.value.path == str(target)
+
+
+def test_who_is_waited_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_SAY_AFTER_S", 0.0)
+    told: list[str] = []
+    this = job(tmp_path, on_wait=told.append)
+    with files.locked(str(tmp_path), timeout=0), pytest.raises(MergeFailed):
+        carry_out(this, failing(AssertionError("it did not wait")))
+    (said,) = told
+    assert said.startswith(f"{tmp_path}: waiting for process {os.getpid()}, which has it locked")
+    told.clear()
+    carry_out(this, lambda unreadable: MergeReport("done"))
+    assert told == []
 
 
 # --- looking --------------------------------------------------------------------------------------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mle_client import control, layout, merge
+from mle_client import control, discovery, files, layout, merge
 from mle_client.errors import LogNotFound
 from mle_daemon import cli, merge_verb
 from tests.seed_logs import losses, write_foreign, write_log
@@ -95,6 +98,73 @@ def test_those_that_are_named_are_merged_even_with_a_single_seed(sweep: Path, ru
     assert len(logs(sweep / "lr_0.5")) == 2
 
 
+def test_a_hidden_configuration_is_merged_if_it_is_named_and_is_in_no_meta_log(
+    root: Path, run: Any
+) -> None:
+    write_log(root / ".hidden", "seed_1", [1.0])
+    outcome = run(root, ".hidden")
+    assert (outcome.code, outcome.out) == (0, ".hidden: 1 seed, 1 added\n")
+    assert not (root / "meta_log.hdf5").exists()
+
+
+def test_a_configuration_that_is_named_twice_is_merged_and_listed_once(
+    sweep: Path, run: Any
+) -> None:
+    outcome = run(sweep, "single", str(sweep / "single"), "./single/")
+    assert outcome.out.count("single:") == 1
+
+
+def test_experiments_in_a_folder_logs_are_merged_into_a_meta_log_that_is_no_log_of_the_root(
+    root: Path, run: Any
+) -> None:
+    for config in ("lr_1", "lr_2"):
+        write_log(root / "logs" / config, "seed_1", [1.0])
+    for _ in range(2):
+        outcome = run(root)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out.startswith("logs/lr_1: nothing to merge\nlogs/lr_2: nothing to merge\n")
+        assert list(losses(root / "logs/meta_log.hdf5")) == ["lr_1/seed_1", "lr_2/seed_1"]
+
+
+def test_names_are_the_same_text_whatever_the_locale(root: Path) -> None:
+    for i in (1, 2):
+        write_log(root / "lr_ü", f"seed_ö{i}", [1.0])
+    environment = {**discovery.python_environment(), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    said = []
+    for words in (["lr_ü"], []):
+        done = subprocess.run(
+            [sys.executable, "-m", "mle_daemon", "merge", "--root", str(root), "--json", *words],
+            capture_output=True, env=environment, check=True,
+        )  # fmt: skip
+        said.append(json.loads(done.stdout))
+    assert list(said[0]["meta_logs"][0]["seeds"]) == ["lr_ü/seed_ö1", "lr_ü/seed_ö2"]
+    assert [len(each["groups"][0]["added"]) for each in said] == [2, 0]
+    assert [len(each["meta_logs"][0]["added"]) for each in said] == [2, 0]
+
+
+def test_who_is_waited_for_is_told_on_stderr(
+    sweep: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_SAY_AFTER_S", 0.0)
+    told = threading.Event()
+    monkeypatch.setattr(merge_verb, "_clear_bar", told.set)  # is called before anything is said
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.locked(str(sweep / "lr_0.1"), timeout=0))
+        release = stack.pop_all()
+
+    def let_go() -> None:
+        told.wait(30)
+        release.close()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    outcome = run(sweep)
+    thread.join()
+    assert outcome.code == 0
+    said = f"{sweep}/lr_0.1: waiting for process {os.getpid()}, which has it locked, for up to "
+    assert said in outcome.err
+
+
 def test_a_name_may_be_relative_to_where_one_is(
     sweep: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +234,46 @@ def test_different_configurations_in_one_folder_are_refused(sweep: Path, run: An
     assert "lr_0.1: not merged\nlr_0.5: 2 seeds" in outcome.out
     assert "different configurations (lr: 0.1 / 7)" in outcome.err
     assert len(logs(sweep / "lr_0.1")) == 3
-    assert not (sweep / "meta_log.hdf5").exists()  # not all of its folder is merged
+    assert sorted(losses(sweep / "meta_log.hdf5")) == [
+        "lr_0.5/seed_1", "lr_0.5/seed_2", "single/seed_1",
+    ]  # fmt: skip
+    assert "it is not in meta_log.hdf5" in outcome.err
+    assert "meta_log.hdf5: 3 runs, 1 of them crashed, 3 added, 1 left out\n" in outcome.out
+
+
+def test_what_is_wrong_with_a_configuration_that_was_not_named_is_told_of_the_meta_log(
+    sweep: Path, run: Any
+) -> None:
+    write_log(sweep / "lr_0.1", "seed_3", [1.0], config_text="{'lr': 7}")
+    write_log(sweep / "single", "seed_2", [1.0], state="running")
+    outcome = run(sweep, "lr_0.5", "--json")
+    assert outcome.code == 7
+    (group,), (meta,) = outcome.plain["groups"], outcome.plain["meta_logs"]
+    assert group["problems"] == []
+    running, mixed = meta["problems"]
+    assert "single/logs/log_seed_2.hdf5: seed_2 is still running: meta_log.hdf5 has it" in running
+    assert mixed.startswith(f"{sweep}/lr_0.1: it is not in meta_log.hdf5")
+    assert all(problem in outcome.err for problem in (running, mixed))
+    assert sorted(meta["seeds"]) == [
+        "lr_0.5/seed_1",
+        "lr_0.5/seed_2",
+        "single/seed_1",
+        "single/seed_2",
+    ]
+    assert "4 runs, 1 of them crashed, 1 of them still running, nothing new, 1 left out" in (
+        run(sweep, "lr_0.5").out
+    )
+
+
+def test_a_meta_log_of_mixed_configurations_alone_is_not_written_and_that_is_said(
+    root: Path, run: Any
+) -> None:
+    for i in (1, 2):
+        write_log(root / "bad", f"seed_{i}", [1.0], config_text=f"{{'lr': {i}}}")
+    outcome = run(root)
+    assert outcome.code == 7
+    assert outcome.out == "bad: not merged\nmeta_log.hdf5: not merged\n"
+    assert not (root / "meta_log.hdf5").exists()
 
 
 @pytest.mark.parametrize("served", [False, True])

@@ -99,7 +99,7 @@ def test_every_folder_below_with_logs_is_a_configuration(root: Path) -> None:
     sweep(root)
     write(root / "deep/er/logs/log.hdf5", "seed_1")
     for no_experiment in (
-        *(".mle/replaced/x", ".hidden", "lr_0.1/models/x", "lr_0.1/extra", "lr_0.1/figures/a"),
+        *(".mle/replaced/x", ".hidden", "lr_0.1/models/x", "lr_0.1/extra/x", "lr_0.1/figures/a"),
         *("lr_0.1/logs/old", "lr_0.1/tboards/a", "lr_0.1/wandb/b"),
     ):
         write(root / no_experiment / "logs/log.hdf5", "seed_1")
