@@ -4,6 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 N ?= 1000
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -21,7 +22,7 @@ demo: $(VENV)/demo.stamp  ## train 8 runs at once, log them through the daemon, 
 	@$(PY) examples/digits_sweep.py
 
 test: $(VENV)/dev.stamp $(VENV)/mle-logging.stamp  ## run the tests; ARGS="tests/unit -x" for some of them
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) $(ARGS)
 
 check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
 	@$(BIN)/ruff format --check .

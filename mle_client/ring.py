@@ -48,8 +48,10 @@ OWNER_FILE: Final = "owner"
 SEGMENT_BYTES: Final = 256 * 1024
 # In shared memory; what the fastest loop writes within two of the sender's rounds fits.
 MEMORY_BYTES: Final = 4 * 2**20
-# Shared memory is left alone when less than this part of it is free: it is everybody's.
+# Shared memory is left alone when less than this part of it is free: it is everybody's.  Of a large
+# one, and of a disk that stands in for one, so many bytes are enough.
 MEMORY_FREE_SHARE: Final = 0.25
+MEMORY_FREE_BYTES: Final = 4 * 2**30
 # On disk, a producer: some 17 million ticks of four values.
 SPILL_BYTES: Final = 2**30
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -316,7 +318,7 @@ def has_room(directory: str, size: int) -> bool:
     except OSError:
         return False
     free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
-    return free - size >= total * MEMORY_FREE_SHARE
+    return free - size >= min(total * MEMORY_FREE_SHARE, MEMORY_FREE_BYTES)
 
 
 def _claim_directory(directory: str, identity: dict[str, Any]) -> int:

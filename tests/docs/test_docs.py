@@ -417,6 +417,12 @@ def test_the_ring_page_has_the_bounds_of_the_code() -> None:
     }
 
     assert described["MEMORY_FREE_SHARE"] == str(ring.MEMORY_FREE_SHARE)
-    for name, unit in (("SEGMENT_BYTES", "KiB"), ("MEMORY_BYTES", "MiB"), ("SPILL_BYTES", "GiB")):
+    units = {
+        "SEGMENT_BYTES": "KiB",
+        "MEMORY_BYTES": "MiB",
+        "MEMORY_FREE_BYTES": "GiB",
+        "SPILL_BYTES": "GiB",
+    }
+    for name, unit in units.items():
         scale = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit]
         assert described[name] == f"{getattr(ring, name) // scale} {unit}"

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -205,6 +206,23 @@ def test_in_full_shared_memory_the_ring_is_on_disk(tmp_path: Path, full: set[Pat
     assert os.listdir(tmp_path / "memory") == []
     ring.delete()
     assert os.listdir(tmp_path / "disk") == []
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "has_room"),
+    [
+        (64 * 2**20, 17 * 2**20, True),
+        (64 * 2**20, 16 * 2**20, False),  # a quarter stays free
+        (100 * 2**30, 5 * 2**30, True),
+        (100 * 2**30, 4 * 2**30, False),  # or 4 GiB
+    ],
+)
+def test_shared_memory_is_left_to_others_too(
+    monkeypatch: pytest.MonkeyPatch, total: int, free: int, has_room: bool
+) -> None:
+    found = SimpleNamespace(f_bavail=free // 4096, f_blocks=total // 4096, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda path: found)
+    assert rings.has_room("/somewhere", 4096) is has_room
 
 
 def test_where_nothing_has_room_it_says_where_and_what_to_do(

@@ -15,16 +15,16 @@ from mle_client import layout, runtime
 
 
 @pytest.fixture
-def no_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def no_choice(monkeypatch: pytest.MonkeyPatch, runtime_dir: Path) -> Path:
     """Nobody chose a runtime folder; the temporary folder and the shared memory are ours."""
     monkeypatch.delenv("MLE_RUNTIME_DIR")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    temporary, shared = tmp_path / "tmp", tmp_path / "shm"
+    temporary, shared = runtime_dir / "tmp", runtime_dir / "shm"  # sockets want short paths
     temporary.mkdir()
     shared.mkdir()
     monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(temporary))
     monkeypatch.setattr(runtime, "SHARED_MEMORY", str(shared))
-    return tmp_path
+    return runtime_dir
 
 
 def mode(path: str | Path) -> int:

@@ -26,7 +26,7 @@ from mle_daemon import cli
 from mle_daemon.config import DaemonConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "cli.md"
-VERBS = ("start", "status", "stop", "merge", "plot")
+VERBS = ("start", "status", "stop", "merge", "plot", "doctor", "recover")
 
 RUN = {
     "experiment_dir": "/r/lr_0.1",
