@@ -4,7 +4,8 @@
 PYTHON ?= python3
 ARGS ?=
 N ?= 1000
-JOBS ?= 2
+# Tests at a time; they wait more than they compute.
+JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python

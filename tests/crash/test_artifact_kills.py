@@ -21,8 +21,8 @@ import pytest
 from mle_client import layout
 from tests.crash.saves import EXTENSION, SEED, Trainer, assert_left, files_after, number_of
 
-SAVES: Final = 500
-KILLS: Final = 8  # instants; at some, trainer and daemon are killed
+SAVES: Final = 300
+KILLS: Final = 6  # instants; at some, trainer and daemon are killed
 PAUSE_S: Final = 0.006  # between two saves: the disk keeps up, and kills hit every step of it
 LATEST_KILL_S: Final = 0.03  # after the save that sets it off: four saves later at most
 LOOK_EVERY_S: Final = 0.002  # a look takes as long; the processes that are looked at need the CPU

@@ -210,6 +210,7 @@ def test_after_the_daemon_was_killed(root: Path) -> None:
         trainers.assert_stored()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_where_no_daemon_can_be_started(root: Path) -> None:
     with Trainers(root, no_daemon=True) as trainers:
@@ -244,6 +245,7 @@ def fill(ballast: Path) -> None:
                 continue
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_on_a_full_disk(root: Path) -> None:
     with small_disk(root) as ballast, daemons.running(root), Trainers(root) as trainers:

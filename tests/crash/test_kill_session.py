@@ -14,7 +14,7 @@ import pytest
 
 from tests.crash import kill_session
 
-KILLS: Final = 15
+KILLS: Final = 10
 
 pytestmark = pytest.mark.crash
 
