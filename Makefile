@@ -23,7 +23,7 @@ demo: $(VENV)/demo.stamp  ## train 8 runs at once, log them through the daemon, 
 	@$(PY) examples/digits_sweep.py
 
 test: $(VENV)/dev.stamp $(VENV)/mle-logging.stamp  ## run the tests; ARGS="tests/unit -x" for some of them
-	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
 	@$(BIN)/ruff format --check .
