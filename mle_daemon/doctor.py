@@ -116,6 +116,10 @@ class Doctor:
             if run["last_error"]:
                 log = layout.log_path(run["experiment_dir"], run["seed_id"])
                 self._find(WAITING, "log", log, run["last_error"])
+        for group in (*report["groups"], *report["meta_logs"]):
+            if group["why"]:
+                what = f"{group['state']}: {group['why']}"
+                self._find(WAITING, "merge", group["directory"], what)
 
     # --- what waits ---------------------------------------------------------------------------
     def _journal(self) -> None:

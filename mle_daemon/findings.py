@@ -26,7 +26,7 @@ class Finding:
     Args:
         kind: NOTE, WAITING or DAMAGED.
         about: what was looked at: "disk", "permissions", "daemon", "journal", "ring", "spill",
-            "log" or "leftover".
+            "log", "merge" or "leftover".
         path: of the file or folder.
         what: was found.
         advice: what to do; "" where nothing need be done.

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mle_client import load_log
+from mle_client import MLELogger, load_log
 from mle_client.endpoint import is_running, read_endpoint
 from tests.integration import daemons
 
@@ -94,3 +94,16 @@ def test_there_is_nothing_to_recover_in_a_folder_that_never_had_a_daemon(root: P
     done = daemons.mle_daemon("recover", "--root", str(root))
     assert (done.returncode, done.stderr) == (0, "")
     assert list(root.iterdir()) == []
+
+
+def test_a_merge_that_failed_is_told(root: Path) -> None:
+    with daemons.running(root, "--merge", "on-finish", "--merge-settle", "0.1"):
+        for seed, lr in ((1, 0.1), (2, 0.2)):  # of different configurations
+            with MLELogger(str(root / "exp"), config_dict={"lr": lr}, seed_id=seed) as log:
+                log.update({"step": 1}, {"loss": 0.5})
+        daemons.wait_for(lambda: any(each["why"] for each in daemons.status(root)["groups"]))
+        code, report = doctor(root)
+    assert code == 7
+    (finding,) = report["findings"]
+    assert (finding["about"], finding["path"]) == ("merge", str(root / "exp"))
+    assert "different configurations" in finding["what"]
