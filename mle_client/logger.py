@@ -355,6 +355,10 @@ class MLELogger:
             self._end = channel.producer.close()
         left = max(0.0, deadline - time.monotonic())
         flushed = self._transport.flush(channel, self._end, left)
+        if flushed and not channel.producer.has_ended:  # the disk was full; now there is room
+            self._end = channel.producer.end()
+            left = max(0.0, deadline - time.monotonic())
+            flushed = self._transport.flush(channel, self._end, left)
         unstored = self._saver.close() + self._transport.remove(channel)
         if self._shown is not None:
             self._shown.close(_CONSOLE_TIMEOUT_S)

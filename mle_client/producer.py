@@ -96,6 +96,7 @@ class Producer:
         self.run = run
         self.lost = 0  # ticks that could not be kept
         self._gap = 0  # of these, not yet told in the stream
+        self.has_ended = False  # and the stream says so
         self._on_save = on_save
         self._on_artifacts = on_artifacts
         self._on_lost = on_lost
@@ -136,6 +137,15 @@ class Producer:
         self._write_set_aside()
         self._end(why)
         self._select(self._miss)
+        return self.ring.head
+
+    def end(self) -> int:
+        """End a closed stream for whose end there was no room.  Returns: as of `close`."""
+        with contextlib.suppress(RingFull):  # then the run will be shown as crashed, no worse
+            self._put_gap(is_last=True)
+            if not self.has_ended:
+                self._put(wire.encode_record(m.End()), is_last=True)
+                self.has_ended = True
         return self.ring.head
 
     def record(self, record: m.Artifact | m.Histograms) -> None:
@@ -404,27 +414,26 @@ class Producer:
         """End the stream and keep the baton for good."""
         self._acquire()
         self._closed = why
-        with contextlib.suppress(RingFull):  # then the run will be shown as crashed, no worse
-            self._put_gap()
-            self._put(wire.encode_record(m.End()))
+        self.end()
 
     def _turn_to(self, schema: m.Schema | None) -> None:
         """Let the writers of a schema take the next ticks; None for the general way."""
         self._acquire()
         self._give(schema)
 
-    def _put_gap(self) -> None:
-        """Tell of the ticks that were lost meanwhile."""
+    def _put_gap(self, *, is_last: bool = False) -> None:
+        """Tell of the ticks that were lost meanwhile.  Args: is_last: as of `Ring.roll`."""
         if self._gap:
-            self._put(wire.encode_record(m.Gap(self._gap, "no room to buffer ticks")))
+            gap = m.Gap(self._gap, "no room to buffer ticks")
+            self._put(wire.encode_record(gap), is_last=is_last)
             self._gap = 0
 
-    def _put(self, record: bytes) -> None:
-        """Write a record behind the others and commit it."""
+    def _put(self, record: bytes, *, is_last: bool = False) -> None:
+        """Write a record behind the others and commit it.  Args: is_last: as of `Ring.roll`."""
         active = self.ring.active
         if active.end + len(record) >= active.size:
             counted = bytes(active.content(HEADER_BYTES, active.end)) if self._tally else b""
-            active = self.ring.roll(len(record) + 1)
+            active = self.ring.roll(len(record) + 1, is_last=is_last)
             self._dirty_end = 0
             if self._tally is not None:
                 self._tally.add(counted, self.schemas)

@@ -197,8 +197,11 @@ class Ring:
         """Bytes of all segment files."""
         return sum(segment.size for segment in (*self.segments, *self._spares))
 
-    def roll(self, record_bytes: int) -> Segment:
+    def roll(self, record_bytes: int, *, is_last: bool = False) -> Segment:
         """Begin another segment, with room for a record of `record_bytes` and what is behind it.
+
+        Args:
+            is_last: of the stream: it says how many ticks were lost, so our own bounds do not hold.
 
         Raises:
             RingFull: there is no room; the active segment stays.
@@ -208,7 +211,7 @@ class Ring:
         if self._spares and self._spares[-1].size >= needed:
             segment = self._spares.pop()
         else:
-            segment = self._new_segment(max(SEGMENT_BYTES, needed))
+            segment = self._new_segment(max(SEGMENT_BYTES, needed), bounded=not is_last)
         segment.restart(base)
         full = self.active
         self.segments.append(segment)
@@ -291,7 +294,7 @@ class Ring:
             self.directory,
         )
 
-    def _new_segment(self, size: int) -> Segment:
+    def _new_segment(self, size: int, *, bounded: bool = True) -> Segment:
         """Make a segment in shared memory or, where that is used up, on disk."""
         in_memory = sum(s.size for s in (*self.segments, *self._spares) if not s.spilled)
         on_disk = sum(s.size for s in (*self.segments, *self._spares) if s.spilled)
@@ -301,7 +304,7 @@ class Ring:
             with contextlib.suppress(OSError):
                 path = os.path.join(self.directory, name)
                 return _create_segment(path, size, self._producer, False)
-        if on_disk + size <= self._spill_bytes:
+        if on_disk + size <= self._spill_bytes or not bounded:
             try:
                 os.makedirs(self._spill_directory, mode=0o700, exist_ok=True)
                 path = os.path.join(self._spill_directory, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -301,6 +302,39 @@ def test_when_nothing_has_room_ticks_are_counted_and_the_stream_says_so(tmp_path
     assert sum(gap.ticks for gap in gaps) == lost
     assert stage.column("step")[-1] == 10_000
     stage.ring.delete()
+
+
+def test_a_stream_that_ends_without_room_tells_how_many_ticks_were_lost(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, memory_bytes=2**18, spill_bytes=0)
+    for i in range(10_000):
+        stage.update({"step": i}, {"loss": 0.5})
+    stage.producer.close()
+    *_, gap, end = stage.records()
+    assert isinstance(end, m.End)
+    assert (gap.ticks, stage.producer.has_ended) == (stage.producer.lost, True)
+    stage.ring.delete()
+
+
+def test_where_the_disk_takes_no_end_it_can_be_had_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path, memory_bytes=2**18, spill_bytes=0)
+    for i in range(10_000):
+        stage.update({"step": i}, {"loss": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr("mle_client.ring._create_segment", no_room)
+        stage.producer.close()
+    assert not stage.producer.has_ended
+    assert not isinstance(stage.records()[-1], m.Gap | m.End)
+    for _ in range(2):
+        assert stage.producer.end() == stage.ring.head
+    *_, gap, end = stage.records()
+    assert (isinstance(end, m.End), gap.ticks) == (True, stage.producer.lost)
+    stage.ring.delete()
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_after_close_every_update_is_refused(stage: Stage) -> None:
