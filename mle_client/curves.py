@@ -129,10 +129,16 @@ def plan_curves(
         beside.append((source, found))
         y, edges = _smoothed(found.values, int(window), band)
         curves.append(Curve(source.run, source.seed, target, shown, found.steps, y, edges))
-    for target in names:
-        if not any(np.isfinite(curve.y).any() for curve in curves if curve.target == target):
-            remarks.append(f"{target!r} has no finite value in any run: no line is to be seen")
-    return Plan(curves, remarks + _said(beside))
+    return Plan(curves, remarks + _without_values(names, curves) + _said(beside))
+
+
+def _without_values(targets: Sequence[str], curves: Sequence[Curve]) -> list[str]:
+    """What to say of statistics of which there is nothing to be seen."""
+    return [
+        f"{target!r} has no finite value in any run: no line is to be seen"
+        for target in targets
+        if not any(np.isfinite(curve.y).any() for curve in curves if curve.target == target)
+    ]
 
 
 # --- runs -----------------------------------------------------------------------------------------

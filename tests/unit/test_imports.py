@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,25 @@ def test_every_public_name_can_be_imported() -> None:
     )
 
     assert "mle_client" in loaded_by(names)
+
+
+def test_the_daemon_has_no_code_that_unpickles() -> None:
+    """What clients send is never run: neither by the daemon nor by its processes that merge."""
+    script = (
+        "import sys, mle_daemon.daemon, mle_daemon.merge_process;"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith(('mle_daemon.',"
+        " 'mle_client.'))), sep='\\n')"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(loaded) > 50
+    for path in loaded:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & UNPICKLERS, path
+
+
+UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
