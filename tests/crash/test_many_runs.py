@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -74,3 +75,32 @@ def test_a_thousand_runs_at_once(root: Path, daemon: psutil.Process) -> None:
     for i in range(runs):
         run = load_log(str(root / f"run_{i}")).seed_1
         assert run.stats.loss.tolist() == [float(i)] * TICKS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_two_hundred_clients_at_once(root: Path, daemon: psutil.Process) -> None:
+    faulthandler.cancel_dump_traceback_later()  # as above
+    clients = 200
+    pids = []
+    for i in range(clients):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                log = MLELogger(str(root / f"run_{i % 20}"), seed_id=i)
+                for step in range(TICKS):
+                    log.update({"step": step}, {"loss": float(i)})
+                report = log.close(timeout=120)
+                code = 0 if (report.delivered, report.lost) == (TICKS, 0) else 2
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert set(codes) == {0}
+    assert daemon.num_fds() < DESCRIPTORS
+    for folder in range(20):
+        runs = load_log(str(root / f"run_{folder}"))
+        assert len(runs.eval_ids) == clients // 20
+        for i in range(folder, clients, 20):
+            assert runs[f"seed_{i}"].stats.loss.tolist() == [float(i)] * TICKS
