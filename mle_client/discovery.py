@@ -256,7 +256,7 @@ def has_leftovers(root: str) -> bool:
 def _has_entries(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
-            return next(entries, None) is not None
+            return any(not entry.name.startswith(".") for entry in entries)  # those are unfinished
     except OSError:
         return False
 

@@ -42,6 +42,7 @@ MAGIC: Final = b"MLERING1"
 HEADER_BYTES: Final = 64
 BASE_WORD: Final = 1  # index of the stream position among the words of the header
 OWNER_FILE: Final = "owner"
+UNFINISHED: Final = ".new-"  # begins the name of a folder whose owner file is not locked yet
 
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
 # segment change is rare, and a process that logs a little occupies little of a small /dev/shm.
@@ -329,7 +330,7 @@ def _claim_directory(directory: str, identity: dict[str, Any]) -> int:
 
     The lock is a POSIX one: a forked child does not hold it, and it ends with the process.
     """
-    making = os.path.join(os.path.dirname(directory), f".new-{secrets.token_hex(8)}")
+    making = os.path.join(os.path.dirname(directory), UNFINISHED + secrets.token_hex(8))
     os.mkdir(making, 0o700)
     try:
         path = os.path.join(making, OWNER_FILE)

@@ -109,6 +109,7 @@ class Daemon:
     def run(self, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
         """Recover, serve, leave.  See `mle_daemon.daemon.run`."""
         self._store.clean_staging()
+        probes.remove_unfinished(self._config.root)
         directory = recovery.journal_directory(self._config.root)
         older = recovery.replay(directory, self._deliver_at_start)
         self._journal = Journal(directory)

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from mle_client import layout, runtime
 from mle_client.messages import Process, ProducerId
-from mle_client.ring import Remains, read_remains, take_over
+from mle_client.ring import UNFINISHED, Remains, read_remains, take_over
 from mle_client.snapshot import LeftSnapshot, read_left
+
+_LONG_S: Final = 60.0  # making a ring takes some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,16 @@ def find_rings(root: str) -> list[RingPlace]:
                 spill = layout.state_path(root, layout.SPILL_DIR, name)
                 places.append(RingPlace(producer, os.path.join(parent, name), spill))
     return places
+
+
+def remove_unfinished(root: str) -> None:
+    """Remove what processes have left that were killed while they made a ring."""
+    for parent in runtime.ring_dirs(root):
+        for name in _names(parent):
+            path = os.path.join(parent, name)
+            with suppress(OSError):
+                if name.startswith(UNFINISHED) and time.time() - os.stat(path).st_mtime > _LONG_S:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 class AbandonedRing:

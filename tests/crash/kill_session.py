@@ -35,7 +35,7 @@ import h5py
 import numpy as np
 import psutil
 
-from mle_client import MLELogger, discovery, layout
+from mle_client import MLELogger, discovery, layout, runtime
 from tests import checker
 from tests.checker import Verdict
 from tests.integration import daemons
@@ -322,7 +322,8 @@ class _Round:
         daemons.start(self._root)
         daemons.stop(self._root)
         if discovery.has_leftovers(str(self._root)):
-            self._session.problems.append(f"{self._root}: a journal or rings are left")
+            left = [os.listdir(folder) for folder in runtime.ring_dirs(str(self._root))]
+            self._session.problems.append(f"{self._root}: a journal or rings are left: {left}")
 
     def check(self) -> None:
         """Read everything."""

@@ -1,0 +1,33 @@
+"""Rings that lie there: found by name, and cleared of what was never finished."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from mle_client import discovery, runtime
+from mle_client.ring import UNFINISHED
+from mle_daemon import probes
+
+
+def test_what_was_killed_while_it_made_a_ring_is_removed_after_a_while(root: Path) -> None:
+    parent = Path(runtime.ring_dir(str(root)))
+    for name, age in (("old", 3600.0), ("new", 0.0)):
+        made = parent / f"{UNFINISHED}{name}"
+        made.mkdir()
+        (made / "owner").write_text("{}")
+        os.utime(made, (time.time() - age,) * 2)
+    (parent / "notes").mkdir()  # not ours
+    probes.remove_unfinished(str(root))
+    assert sorted(os.listdir(parent)) == [f"{UNFINISHED}new", "notes"]
+
+
+def test_an_unfinished_ring_is_no_ring_and_nothing_to_start_a_daemon_for(root: Path) -> None:
+    parent = Path(runtime.ring_dir(str(root)))
+    (parent / f"{UNFINISHED}x").mkdir()
+    assert probes.find_rings(str(root)) == []
+    assert not discovery.has_leftovers(str(root))
+    (parent / ("ab" * 16)).mkdir()
+    assert len(probes.find_rings(str(root))) == 1
+    assert discovery.has_leftovers(str(root))
