@@ -36,7 +36,7 @@ def run_both(tmp_path: Path, *steps: tuple[str, ...]) -> list[str]:
                 ),
             ]
             # Of both, whatever becomes of one: none is to outlive the test.
-            said = [side.communicate(timeout=60)[1] for side in sides]
+            said = [side.communicate(timeout=100)[1] for side in sides]
             assert [side.returncode for side in sides] == [0, 0], said
     return differences(facts(theirs), facts(ours))
 
@@ -66,7 +66,7 @@ def patterns(*, of_habits: bool) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(85)
+@pytest.mark.timeout(140)
 def test_a_sweep_leaves_the_same_files_and_sees_the_same_results(tmp_path: Path) -> None:
     steps = [("sweep.py", what) for what in ("train", "continue", "look")]
 

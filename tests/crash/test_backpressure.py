@@ -101,7 +101,6 @@ def hear(made: list[Producer], count: int) -> list[bytes]:
     return [os.read(producer.said, count) for producer in made]
 
 
-@pytest.mark.timeout(120)
 def test_past_the_bounds_ticks_are_dropped_and_counted(root: Path) -> None:
     with daemons.running(root) as daemon, producers(root / "exp") as made:
         assert set(hear(made, 1)) == {b"!"}

@@ -175,7 +175,6 @@ def wait_until_ended(root: Path) -> None:
     )
 
 
-@pytest.mark.timeout(120)
 def test_beside_a_living_daemon(root: Path) -> None:
     with daemons.running(root), Trainers(root) as trainers:
         reports = trainers.end()
@@ -184,7 +183,6 @@ def test_beside_a_living_daemon(root: Path) -> None:
         trainers.assert_stored()
 
 
-@pytest.mark.timeout(120)
 def test_beside_a_stopped_daemon(root: Path) -> None:
     with daemons.running(root) as daemon, Trainers(root) as trainers:
         os.kill(daemon["pid"], signal.SIGSTOP)
@@ -198,7 +196,6 @@ def test_beside_a_stopped_daemon(root: Path) -> None:
         trainers.assert_stored()
 
 
-@pytest.mark.timeout(120)
 def test_after_the_daemon_was_killed(root: Path) -> None:
     daemon = daemons.start(root)
     with Trainers(root) as trainers:
@@ -246,7 +243,6 @@ def fill(ballast: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
 def test_on_a_full_disk(root: Path) -> None:
     with small_disk(root) as ballast, daemons.running(root), Trainers(root) as trainers:
         fill(ballast)

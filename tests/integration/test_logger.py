@@ -538,6 +538,8 @@ def test_a_forked_child_gets_a_stream_of_its_own(served: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_forks_while_a_thread_is_logging_never_hang(served: Path) -> None:
+    gc.collect()
+    gc.freeze()  # else each child copies, when it collects, what all tests before have left
     with MLELogger(str(served / "run")) as log:
         stopped = threading.Event()
 
@@ -559,6 +561,7 @@ def test_forks_while_a_thread_is_logging_never_hang(served: Path) -> None:
             stopped.set()
             thread.join()
         daemons.wait_for(lambda: log.flush(), timeout=10)
+    gc.unfreeze()
     daemons.wait_for(lambda: load_log(str(served / "run")).stats.who.tolist().count("child") == 20)
 
 
