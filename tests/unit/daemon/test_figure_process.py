@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -27,9 +28,13 @@ DRAWS = "open(target, 'w').write('picture of ' + source)"
 
 
 def rendering() -> list[psutil.Process]:
-    """The processes that render; multiprocessing keeps helpers of its own."""
-    children = psutil.Process().children()
-    return [child for child in children if "multiprocessing" not in " ".join(child.cmdline())]
+    """The processes that render.  Earlier tests may have left helpers, and some to be reaped."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if PROGRAM in child.cmdline():
+                found.append(child)
+    return found
 
 
 @pytest.fixture
