@@ -5,7 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 N ?= 1000
 # Tests at a time; they wait more than they compute.
-JOBS ?= 3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python

@@ -327,6 +327,7 @@ def test_a_full_pipe_holds_up_nobody(
         assert len(seen) + shown.left_out == 5000
         assert problems == []
     else:
+        wait_for(lambda: not select.select([], [writing], [], 0)[1])  # until it is full
         assert not shown.close(0.3)
         wait_for(thread_is_gone)
         assert len(problems) == 1
