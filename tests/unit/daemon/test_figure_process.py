@@ -89,7 +89,8 @@ def test_a_figure_is_replaced_by_its_picture(
 def test_figures_are_rendered_one_after_another(
     figures: FigureProcess, figure: Callable[[str, str], str]
 ) -> None:
-    paths = [figure(f"{i}.part", DRAWS) for i in range(3)]
+    paths = [figure("0.part", f"import time; time.sleep(2); {DRAWS}")]  # to be seen at it
+    paths += [figure(f"{i}.part", DRAWS) for i in (1, 2)]
     for path in paths:
         figures.submit(path)
     figures.poll(0.0)
