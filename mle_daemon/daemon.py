@@ -213,7 +213,7 @@ class Daemon:
 
     def _housekeeping(self, now: float) -> None:
         """What is done now and then."""
-        if now >= self._next_scan and self._core.stopping is None:
+        if now >= self._next_scan:
             self._next_scan = now + self._config.scan_interval_s
             self._scan_rings(now)
         if now >= self._next_beat:
@@ -317,7 +317,13 @@ class Daemon:
 
     # --- rings --------------------------------------------------------------------------------
     def _scan_rings(self, now: float) -> None:
-        """Read the rings of processes that are gone, and see which others there are."""
+        """Read the rings of processes that are gone, and see which others there are.
+
+        Not while leaving: no ticks are taken any more, so a ring that is not read to its end stays
+        for the next daemon, to which its run must go on.
+        """
+        if self._core.stopping is not None:
+            return
         places = probes.find_rings(self._config.root)
         rings = {place.producer for place in places}
         alive = set(rings)

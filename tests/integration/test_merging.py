@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ import numpy as np
 import psutil
 import pytest
 
-from mle_client import MLELogger, control, files, layout, load_log, load_meta_log, merge_seed_logs
+from mle_client import (
+    MLELogger,
+    control,
+    discovery,
+    files,
+    layout,
+    load_log,
+    load_meta_log,
+    merge_seed_logs,
+)
 from mle_client.endpoint import live_daemon, read_endpoint
 from mle_client.merge import merge_group
 from tests.integration import daemons
@@ -333,6 +343,48 @@ def test_a_group_that_is_locked_keeps_no_other_one_waiting_and_is_left_by_a_stop
     with daemons.running(root, *ON_FINISH):
         wait_until_merged(exp, 1, 2)
         wait_for((root / "meta_log.hdf5").exists)
+
+
+LOGS_ON = """
+import os, signal, sys
+from mle_client import MLELogger
+logger = MLELogger(sys.argv[1], seed_id=1, on_error=lambda error: None)
+for step in range(200):
+    if step == 100:
+        logger.flush()
+        print("logged", flush=True)
+        sys.stdin.readline()
+    logger.update({"step": step}, {"loss": float(step)})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_trainer_leaves_that_is_killed_while_a_daemon_stops_is_for_the_next_one(
+    root: Path, exp: Path
+) -> None:
+    stop = [*daemons.PROGRAM, "stop", "--root", str(root)]
+    daemons.start(root, *ON_FINISH)
+    with subprocess.Popen(
+        [sys.executable, "-c", LOGS_ON, str(root / "other")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=daemons.environment(),
+    ) as trainer:  # fmt: skip
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == b"logged\n"
+        for seed in (1, 2):
+            log(exp, seed, [float(seed)], num_seeds=2)
+        merges = wait_for(lambda: merging_process(root))
+        merges.suspend()  # so the daemon stays while it stops
+        first = subprocess.Popen(stop, stderr=subprocess.DEVNULL)
+        time.sleep(1.0)  # it is not told when the daemon has heard
+        trainer.communicate(b"\n")
+    second = subprocess.Popen(stop, stderr=subprocess.DEVNULL)  # each asks for what is left
+    time.sleep(1.0)
+    merges.resume()
+    assert {first.wait(), second.wait()} == {0}
+    with daemons.running(root, *ON_FINISH):
+        wait_for(lambda: load_log(str(root / "other")).seed_1.state == "crashed")
+    assert load_log(str(root / "other")).seed_1.time.step.tolist() == list(range(200))
+    assert not discovery.has_leftovers(str(root))
 
 
 def test_a_meta_log_that_cannot_be_written_is_tried_again(root: Path, exp: Path) -> None:
