@@ -238,8 +238,10 @@ def _check_numbers(source: _Source, target: str, clock: str) -> None:
 
 def _lined_up(source: _Source, target: str, clock: str) -> LinedUp:
     """The clock at the updates that logged the statistic, and the statistic."""
-    if hasattr(type(source.log), "line_up"):
-        return source.log.line_up(target, clock)  # type: ignore[attr-defined, no-any-return]
+    line_up = getattr(type(source.log), "line_up", None)  # of a run; else it is a plain dict
+    if line_up is not None:
+        lined_up: LinedUp = line_up(source.log, target, clock)
+        return lined_up
     x, values = source.log["time"][clock], source.log["stats"][target]
     length = len(values["mean"] if isinstance(values, Mapping) else values)
     if len(x) != length:

@@ -295,7 +295,8 @@ class MLELogger:
                 self._open()
         MLELogger.update(self, clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
 
-    _first_update.__qualname__ = "update"  # which is what user code called, for errors
+    # What user code called, for errors; its parameters are spelt out so that these are the same.
+    _first_update.__qualname__ = "update"
 
     def save(self) -> None:
         """Ask for the log file to be brought up to date; with `sync`, wait until it is."""

@@ -71,6 +71,7 @@ def test_a_thousand_runs_at_once(root: Path, daemon: psutil.Process) -> None:
         for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
         if line.startswith("VmHWM")
     )
+    print(f"{runs} runs at once: {daemon.num_fds()} descriptors, at most {peak / 1e6:.0f} MB")
     assert peak <= _DAEMON_BYTES + runs * _RUN_BYTES
     for i in range(runs):
         run = load_log(str(root / f"run_{i}")).seed_1

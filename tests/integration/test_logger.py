@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import pytest
 
 from mle_client import MLELogger, load_log
 from mle_client.errors import LoggerClosed, LogNotFound, MLEError
+from mle_client.ring import Ring
 from tests.integration import daemons
 
 
@@ -606,6 +609,39 @@ def test_a_log_that_somebody_removes_is_begun_anew(served: Path) -> None:
         assert h5_column(path, "stats/x").tolist() == [2]
     assert said
     assert load_log(str(served / "run")).state == "finished"
+
+
+# --- ends without room ----------------------------------------------------------------------------
+def test_a_run_that_ends_on_a_full_disk_is_ended_once_there_is_room(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mle_client.logger.Ring", functools.partial(Ring, memory_bytes=2**19, spill_bytes=0)
+    )
+    with daemons.running(root) as daemon:
+        log = MLELogger(str(root / "run"), on_error=lambda error: None)
+        log.update({"step": 0}, {"loss": 0.5})
+        assert log.flush()
+        os.kill(daemon["pid"], signal.SIGSTOP)
+        ticks, producer = 1, log._channel.producer  # type: ignore[union-attr]
+        while not producer.lost:
+            log.update({"step": ticks}, {"loss": 0.5})
+            ticks += 1
+        with monkeypatch.context() as patch, ThreadPoolExecutor(1) as threads:
+            patch.setattr("mle_client.ring._create_segment", no_room)  # not even for its end
+            closing = threads.submit(log.close, 30)
+            daemons.wait_for(lambda: producer._closed)
+            assert not producer.has_ended
+            os.kill(daemon["pid"], signal.SIGCONT)
+            report = closing.result()
+        assert (report.delivered, report.spilled, report.lost) == (ticks - 1, 0, 1)
+        daemons.wait_for(lambda: state_of(root) == "finished")
+    run = load_log(str(root / "run"))
+    assert (run.state, run.lost, run.ticks) == ("finished", 1, ticks - 1)
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # --- subclasses and wrappers ----------------------------------------------------------------------
