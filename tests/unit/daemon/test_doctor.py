@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
-from mle_client import layout, runtime
+from mle_client import layout, reader, runtime
 from mle_client.endpoint import Endpoint, write_endpoint
+from mle_client.errors import LogNotFound
 from mle_client.messages import ProducerId
 from mle_client.ring import Ring
 from mle_daemon.doctor import Doctor
@@ -194,6 +197,25 @@ def test_a_log_whose_values_cannot_be_read_is_damaged(root: Path, found: Found) 
     assert found()["log"][0] == "damaged"
 
 
+@pytest.mark.parametrize("small_bytes", [0, 2**30], ids=["large", "small"])
+def test_a_value_that_cannot_be_decoded_is_damage_in_large_logs_too(
+    root: Path, found: Found, monkeypatch: pytest.MonkeyPatch, small_bytes: int
+) -> None:
+    monkeypatch.setattr(reader, "SMALL_BYTES", small_bytes)
+    path = write_log(root / "exp", "seed_1", [float(i) for i in range(5000)])
+    with h5py.File(path, "a") as file:
+        del file["seed_1/stats/loss"]
+        column = file["seed_1/stats"].create_dataset(
+            "loss", data=np.arange(5000.0), chunks=(5000,), compression="gzip"
+        )
+        chunk = column.id.get_chunk_info(0)
+    assert found() == {}
+    with open(path, "r+b") as raw:
+        raw.seek(chunk.byte_offset)
+        raw.write(b"\xff" * 100)
+    assert found()["log"][0] == "damaged"
+
+
 def test_a_run_that_nobody_ended_waits_for_a_daemon(root: Path, found: Found) -> None:
     write_log(root / "exp", "seed_1", [1.0], state="running")
     kind, what = found()["log"]
@@ -202,8 +224,6 @@ def test_a_run_that_nobody_ended_waits_for_a_daemon(root: Path, found: Found) ->
 
 
 def test_updates_that_were_lost_are_noted(root: Path, found: Found) -> None:
-    import h5py
-
     path = write_log(root / "exp", "seed_1", [1.0])
     with h5py.File(path, "a") as file:
         file["seed_1"].attrs[layout.LOST_ATTR] = 7
@@ -215,9 +235,6 @@ def test_updates_that_were_lost_are_noted(root: Path, found: Found) -> None:
 def test_a_log_that_was_merged_meanwhile_is_no_finding(
     root: Path, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mle_client import reader
-    from mle_client.errors import LogNotFound
-
     def gone(path: str) -> Any:
         raise LogNotFound(path, "there is no such file")
 
