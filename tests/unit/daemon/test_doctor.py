@@ -202,13 +202,13 @@ def test_a_value_that_cannot_be_decoded_is_damage_in_large_logs_too(
     root: Path, found: Found, monkeypatch: pytest.MonkeyPatch, small_bytes: int
 ) -> None:
     monkeypatch.setattr(reader, "SMALL_BYTES", small_bytes)
-    path = write_log(root / "exp", "seed_1", [float(i) for i in range(5000)])
+    path = write_log(root / "exp", "seed_1", [float(i) for i in range(50_000)])
     with h5py.File(path, "a") as file:
         del file["seed_1/stats/loss"]
         column = file["seed_1/stats"].create_dataset(
-            "loss", data=np.arange(5000.0), chunks=(5000,), compression="gzip"
+            "loss", data=np.arange(50_000.0), chunks=(10_000,), compression="gzip"
         )
-        chunk = column.id.get_chunk_info(0)
+        chunk = column.id.get_chunk_info(3)
     assert found() == {}
     with open(path, "r+b") as raw:
         raw.seek(chunk.byte_offset)
