@@ -29,7 +29,9 @@ CLIENT, OTHER = b"client", b"other"
 CONTENT = b"0123456789"
 # Stands in for `mle_client.rendering`: a figure is "fails", or becomes "picture of ...".
 PROGRAM = """
-import sys, time
+import os, sys, time
+while os.path.exists(os.path.join(os.path.dirname(sys.argv[2]), "..", "hold")):
+    time.sleep(0.01)
 figure = open(sys.argv[2]).read()
 if figure == "fails":
     sys.exit("it is ugly")
@@ -523,12 +525,15 @@ def test_a_figure_that_comes_over_the_socket_is_declined(rig: Rig) -> None:
 
 
 def test_a_figure_that_was_left_becomes_a_picture_while_others_arrive(rig: Rig) -> None:
+    hold = rig.folder.parent / "hold"
+    hold.touch()
     rig.arrivals.take_left(ANNA, Left(CONTENT, form="figure"), rig.now)
     for _ in range(6):
         rig.step()
     rig.offer(number=2)
     rig.chunk(0, CONTENT, number=2)
     (first,) = rig.take_events()
+    hold.unlink()
 
     rig.finish_figures()
 

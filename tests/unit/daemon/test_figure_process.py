@@ -87,15 +87,18 @@ def test_a_figure_is_replaced_by_its_picture(
 
 
 def test_figures_are_rendered_one_after_another(
-    figures: FigureProcess, figure: Callable[[str, str], str]
+    figures: FigureProcess, figure: Callable[[str, str], str], tmp_path: Path
 ) -> None:
-    paths = [figure("0.part", f"import time; time.sleep(2); {DRAWS}")]  # to be seen at it
-    paths += [figure(f"{i}.part", DRAWS) for i in (1, 2)]
+    held = (
+        f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+    )
+    paths = [figure("0.part", held + DRAWS), *(figure(f"{i}.part", DRAWS) for i in (1, 2))]
     for path in paths:
         figures.submit(path)
     figures.poll(0.0)
 
     assert len(rendering()) == 1
+    (tmp_path / "go").touch()
     assert ended(figures, 3) == [(path, "") for path in paths]
 
 
