@@ -24,9 +24,10 @@ from mle_client import layout, placed, updates
 from mle_client.attrdict import AttrDict
 from mle_client.blocks import Array, ArrayColumn, Column, Each, one_by_one
 from mle_client.lazydict import Deferred, LazyDict, Once, Unread, peek
-from mle_client.metalog import Facts, Opening, Rows, RunLog
+from mle_client.runlog import Facts, Opening, RunLog
 from mle_client.seeds import described, different_settings, seed_number
 from mle_client.summary import Summary, summarise
+from mle_client.updates import Rows
 
 # Meta data that the seeds of one configuration share, so that one value stands for all.
 _SHARED: Final = ("experiment_dir", "eval_id", "config_fname", "model_type", "config_dict")

@@ -18,8 +18,9 @@ from mle_client import experiments, layout, parallel
 from mle_client.aggregate import aggregate_seeds as aggregate_over
 from mle_client.attrdict import AttrDict
 from mle_client.errors import LogDamaged, LogNotFound
-from mle_client.metalog import MetaLog, RunLog
+from mle_client.metalog import MetaLog
 from mle_client.models import load_model as load_model  # mle-logging has it here
+from mle_client.runlog import RunLog
 from mle_client.seeds import NaturalKey, natural_key
 
 if TYPE_CHECKING:

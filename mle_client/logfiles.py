@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 
 from mle_client import experiments
 from mle_client.errors import LogDamaged, LogNotFound
-from mle_client.metalog import RunLog
 from mle_client.reader import opened_runs
+from mle_client.runlog import RunLog
 
 T = TypeVar("T")
 

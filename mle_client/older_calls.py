@@ -13,9 +13,10 @@ import numpy as np
 
 from mle_client import merged_configs, merged_file
 from mle_client.aggregate import aggregate_seeds
+from mle_client.attrdict import AttrDict
 from mle_client.control import publish_before_reading
 from mle_client.merging import Merge, MergeReport
-from mle_client.metalog import AttrDict, RunLog
+from mle_client.runlog import RunLog
 
 _EVAL = "eval"  # mle-logging's name for the aggregated seeds of one configuration
 

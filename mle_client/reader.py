@@ -25,8 +25,8 @@ from mle_client.errors import LogDamaged
 from mle_client.h5access import ADVICE, attribute
 from mle_client.layout import is_rows_name
 from mle_client.lazydict import LazyDict, Once
-from mle_client.metalog import Facts, Opening, RunLog
 from mle_client.openlog import OpenLog
+from mle_client.runlog import Facts, Opening, RunLog
 from mle_client.stored import StoredColumn, StoredValue
 
 # Configuration (None for seeds at the top of the file) and seed.

@@ -16,7 +16,7 @@ from typing import Final
 from mle_client import control, layout, reader, runtime
 from mle_client.endpoint import READY, Endpoint, is_alive, is_here, read_endpoint
 from mle_client.errors import DaemonUnavailable, LogDamaged, LogNotFound, MLEError
-from mle_client.metalog import RunLog
+from mle_client.runlog import RunLog
 from mle_daemon import probes
 from mle_daemon.findings import DAMAGED, NOTE, WAITING, Examined, Finding
 from mle_daemon.journal_reader import Segment, read_segments

@@ -19,7 +19,8 @@ from mle_client import experiments, layout
 from mle_client.errors import LogNotFound
 
 if TYPE_CHECKING:
-    from mle_client.metalog import MetaLog, RunLog
+    from mle_client.metalog import MetaLog
+    from mle_client.runlog import RunLog
 
 _AGGREGATED: Final = "eval"  # what `load_log` calls the seeds of one folder
 _LOGS: Final = "logs"  # where an experiment's logs are

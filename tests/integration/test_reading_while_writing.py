@@ -10,7 +10,7 @@ import pytest
 
 from mle_client import load_log
 from mle_client.errors import LogNotFound
-from mle_client.metalog import RunLog
+from mle_client.runlog import RunLog
 from tests.integration import daemons
 from tests.integration.sequences import expected, log_sequence
 

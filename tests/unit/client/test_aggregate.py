@@ -9,8 +9,9 @@ import pytest
 
 from mle_client import layout
 from mle_client.aggregate import aggregate_seeds
+from mle_client.attrdict import AttrDict
 from mle_client.lazydict import LazyDict, Once, Unread, peek
-from mle_client.metalog import AttrDict, Facts, Opening, RunLog
+from mle_client.runlog import Facts, Opening, RunLog
 
 
 def seed(stats: dict, meta: dict | None = None, *, ticks: int | None = None, **kwargs) -> RunLog:

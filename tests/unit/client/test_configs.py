@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mle_client.attrdict import AttrDict
 from mle_client.configs import (
     config_from_text,
     config_text,
@@ -22,7 +23,6 @@ from mle_client.configs import (
     load_json_config,
     load_yaml_config,
 )
-from mle_client.metalog import AttrDict
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import pytest
 
 from mle_client import layout
 from mle_client.aggregate import aggregate_seeds
+from mle_client.attrdict import AttrDict
 from mle_client.curves import Curve, plan_curves
-from mle_client.metalog import AttrDict, MetaLog, RunLog
+from mle_client.metalog import MetaLog
+from mle_client.runlog import RunLog
 
 GROUPS = layout.GROUPS
 

@@ -15,7 +15,9 @@ xr = pytest.importorskip("xarray")
 
 from mle_client import layout  # noqa: E402
 from mle_client.aggregate import aggregate_seeds  # noqa: E402
-from mle_client.metalog import AttrDict, MetaLog, RunLog  # noqa: E402
+from mle_client.attrdict import AttrDict  # noqa: E402
+from mle_client.metalog import MetaLog  # noqa: E402
+from mle_client.runlog import RunLog  # noqa: E402
 from mle_client.summary import PERCENTILES  # noqa: E402
 
 

@@ -28,7 +28,8 @@ from mle_client import (
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.load import load_log, load_meta_log
 from mle_client.merge import merge_group, meta_log
-from mle_client.metalog import MetaLog, RunLog
+from mle_client.metalog import MetaLog
+from mle_client.runlog import RunLog
 
 
 @pytest.fixture(autouse=True)

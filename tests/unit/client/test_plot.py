@@ -20,8 +20,10 @@ from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from mle_client.aggregate import aggregate_seeds  # noqa: E402
-from mle_client.metalog import AttrDict, MetaLog, RunLog  # noqa: E402
+from mle_client.attrdict import AttrDict  # noqa: E402
+from mle_client.metalog import MetaLog  # noqa: E402
 from mle_client.plot import visualize_1D_lcurves  # noqa: E402
+from mle_client.runlog import RunLog  # noqa: E402
 
 
 def run(loss: Any, **stats: Any) -> RunLog:
