@@ -5,12 +5,13 @@ never reads one (`journal_reader`).  What a record means and when a segment may 
 `core`; what the bytes of a segment are is said in `journal_format`.
 
 * After `append` returns, the records survive the death of this process; after `sync`, of the host.
-* A failed append leaves the journal as it was.  Only where even that cannot be done, the segment
-  is left with an unfinished end and the next append begins another one.
+* A failed append leaves the journal as it was.  Where that cannot be done at once, the next append
+  does it; where it cannot be done then, the segment is left with its end and another one begun.
 * A segment is never appended to by a second process: each start begins a new one.
 * One process at a time; that is what the lock of the root is for.
-* A record whose append failed may be found by a replay all the same, as after a crash before the
-  answer.  Positions in the records tell what is there twice.
+* So a record whose append failed is found by a replay only where the process died before the next
+  append, as after a crash before the answer, or where a disk takes new files and cuts no old one.
+  Positions in the records tell what is there twice.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class Journal:
         self._lock = threading.Lock()  # of what follows; never held during a sync
         self._sync_lock = threading.Lock()  # one sync at a time; who closes descriptors holds it
         self._segments: list[_OpenSegment] = []  # oldest first; the last is written to
-        self._must_begin = False  # the last has an end that cannot be trusted
+        self._must_begin = False  # the last cannot be synced
+        self._uncut = False  # a failed append has left something behind the last's end
         self._begun_until = 0  # offset behind the records with which the last was begun
         self._closed = False
         os.makedirs(directory, exist_ok=True)
@@ -164,7 +166,8 @@ class Journal:
         """
         with self._lock:
             self._check_open()
-            if not self._must_begin:
+            self._cut()
+            if not (self._must_begin or self._uncut):
                 self._extend(self._segments[-1], records)
             elif records:
                 self._begin(records)
@@ -185,6 +188,7 @@ class Journal:
         """
         with self._lock:
             self._check_open()
+            self._cut()
             self._begin(first_records)
             return self._last_number
 
@@ -281,7 +285,15 @@ class Journal:
             raise
         self._segments.append(_OpenSegment(number, path, fd, len(begin) + size))
         self._begun_until = len(begin) + size
-        self._must_begin = False
+        self._must_begin = self._uncut = False
+
+    def _cut(self) -> None:
+        """Take away what a failed append has left, if that can be done."""
+        if self._uncut:
+            segment = self._segments[-1]
+            with contextlib.suppress(OSError):
+                os.ftruncate(segment.fd, segment.end)
+                self._uncut = False
 
     def _extend(self, segment: _OpenSegment, records: Sequence[Record]) -> None:
         """Append to a segment, or leave it as it is."""
@@ -289,10 +301,8 @@ class Journal:
         try:
             _write_all(segment.fd, frames, segment.end)
         except BaseException as error:  # also an exception that a signal raises here
-            try:
-                os.ftruncate(segment.fd, segment.end)
-            except OSError:
-                self._must_begin = True
+            self._uncut = True
+            self._cut()
             if isinstance(error, OSError):
                 raise _write_error(segment.path, error, size) from error
             raise

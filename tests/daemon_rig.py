@@ -200,6 +200,7 @@ class Rig:
         self.segments: dict[int, list[bytes]] = {}
         self.last_segment = 0
         self.journal_error = ""  # while set, nothing can be appended
+        self.uncut = 0  # last records of the last segment that a failed append has left
         self.open_error: tuple[str, bool] | None = None  # while set, no folder can be used
         # Artifacts under their names: what the staged file was.
         self.artifacts: dict[str, str] = {}
@@ -209,6 +210,7 @@ class Rig:
     def start(self) -> None:
         """Start a daemon that knows what the journal holds.  One that ran is gone as if killed."""
         self.core = Core(self.config, "daemon")
+        self.uncut = 0
         self.appends: list[bytes] = []  # records to be appended
         self.jobs: list[e.PublishRun | e.SealRun] = []  # for the writer
         self.landings: list[e.StoreArtifact] = []  # for the thread that gives names
@@ -238,7 +240,28 @@ class Rig:
         """Have the journal go on in another segment by itself, as it does behind a bad one."""
         self._begin_segment()
 
+    def fail_to_append(self, left: int, error: str) -> None:
+        """Have an append fail that leaves its first records, which cannot be cut off at once."""
+        self._cut()
+        self.uncut = len(self.appends[:left])
+        self.segments[self.last_segment] += self.appends[:left]
+        self.journal_error = error
+        self.write_journal()
+
+    def die_while_appending(self, written: int) -> None:
+        """Be killed when the first of what is to be appended are written; start anew after it."""
+        if written:
+            self._cut()
+        self.segments[self.last_segment] += self.appends[:written]
+
+    def _cut(self) -> None:
+        """Take away what a failed append has left, as the journal does before it goes on."""
+        if self.uncut:
+            del self.segments[self.last_segment][-self.uncut :]
+            self.uncut = 0
+
     def _begin_segment(self) -> None:
+        self._cut()
         self.last_segment += 1
         self.segments[self.last_segment] = []
 
@@ -292,6 +315,7 @@ class Rig:
             if self.journal_error:
                 self.deliver(e.JournalFailed(self.journal_error))
                 return
+            self._cut()
             self.segments[self.last_segment] += records
             self.deliver(e.Journaled(self.last_segment))
 

@@ -277,9 +277,7 @@ class Delivery(RuleBasedStateMachine):
 
     def failed_append_is_found(self, process: Process, number: int) -> None:
         """The journal could not tell that it had written the first of some records."""
-        self.rig.segments[self.rig.last_segment] += self.rig.appends[: 1 + number % 3]
-        self.rig.journal_error = "disk full"
-        self.rig.write_journal()
+        self.rig.fail_to_append(1 + number % 3, "disk full")
 
     def rotate(self, process: Process, number: int) -> None:
         if not self.rig.appends:  # as the daemon does, between two rounds
@@ -298,7 +296,7 @@ class Delivery(RuleBasedStateMachine):
 
     def kill_daemon(self, process: Process, number: int) -> None:
         """Some of what it was about to do is done, and nobody has heard of it."""
-        self.rig.segments[self.rig.last_segment] += self.rig.appends[: number // 2]
+        self.rig.die_while_appending(number // 2)
         for job in self.rig.jobs[: number % 3]:
             self.rig._do(job, "", False)
         self.start_daemon()

@@ -190,14 +190,32 @@ def test_the_error_says_what_to_do(journal: Journal, monkeypatch: pytest.MonkeyP
     assert "No space left on device, 112 bytes are waiting; make room" in str(caught.value)
 
 
-def test_a_segment_that_cannot_be_cut_back_is_left(
-    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("goes_on", ["append", "rotate"])
+def test_what_could_not_be_cut_back_is_cut_back_before_anything_else(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, goes_on: str
 ) -> None:
     good = journal.append([(b"before",)])
     with monkeypatch.context() as patch, disk_full_at(good.offset + 1000):
         patch.setattr(os, "ftruncate", fail(errno.EIO))
         with pytest.raises(JournalWriteError):
-            journal.append([(b"x" * 2000,)])
+            journal.append([(b"whole",), (b"x" * 2000,)])
+    assert records(folder) == [b"before", b"whole"]
+
+    if goes_on == "append":
+        assert journal.append([(b"after",)]).segment == 1
+    else:
+        journal.rotate([(b"after",)])
+    assert records(folder) == [b"before", b"after"]
+    assert set(verdicts(folder).values()) == {"clean"}
+
+
+def test_a_segment_that_cannot_be_cut_back_is_left(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = journal.append([(b"before",)])
+    monkeypatch.setattr(os, "ftruncate", fail(errno.EIO))
+    with disk_full_at(good.offset + 1000), pytest.raises(JournalWriteError):
+        journal.append([(b"x" * 2000,)])
     assert (folder / "00000001.mlej").stat().st_size == good.offset + 1000
 
     assert journal.append([(b"after",)]).segment == 2
