@@ -207,8 +207,11 @@ def copy_durably(source: str, target: str) -> None:
         copy_all(read_from.fileno(), fd)
 
 
-def make_folders(path: str) -> None:
+def make_folders(path: str, mode: int = 0o777) -> None:
     """Make a folder and those above it that are missing, so that they survive a power cut.
+
+    Args:
+        mode: of those that are made, less what the process's mask takes.
 
     Raises:
         OSError: one cannot be made; those above it may be.
@@ -219,13 +222,30 @@ def make_folders(path: str) -> None:
         path = os.path.dirname(path)
     for folder in reversed(missing):
         try:
-            os.mkdir(folder)
+            os.mkdir(folder, mode)
         except FileExistsError as error:
             if not os.path.isdir(folder):  # another thread was not faster, a file is in the way
                 raise NotADirectoryError(
                     errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder
                 ) from error
         sync_folder(os.path.dirname(folder))
+
+
+def sync_way(path: str, top: str = "/") -> None:
+    """Make a folder survive a power cut that somebody else may just have made.
+
+    Args:
+        path: absolute.
+        top: the highest folder above it whose names are synced; by default all.  Those that may not
+            be read are passed over: they are not ours, and older.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    while path not in (top, "/"):
+        path = os.path.dirname(path)
+        with suppress(PermissionError):
+            sync_folder(path)
 
 
 def sync_folder(path: str) -> None:

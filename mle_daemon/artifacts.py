@@ -203,6 +203,8 @@ class Artifacts:
         if waiting is None:
             return
         if waiting.is_model:
+            for other in self._checkpoints_before(waiting):
+                self.stored(other)  # a damaged journal has lost the word of it
             self._stored = self._plan(waiting).portfolio
             dropped = [k for k, other in self.pending.items() if other.dropped]
             for other in dropped:
@@ -214,6 +216,11 @@ class Artifacts:
             row = int(facts.get("row", 0))
             name = waiting.artifact.name
             self.images.append(Image(float(facts["seconds"]), int(facts["step"]), row, name))
+
+    def _checkpoints_before(self, last: Pending) -> list[Key]:
+        """Those that wait and would have been stored before another one, as they are in order."""
+        models = [(key, w) for key, w in self.pending.items() if w.is_model and not w.dropped]
+        return [key for key, w in models if w.saved.number < last.saved.number]
 
     def failed(self, key: Key, error: str, now: float) -> bool:
         """An artifact could not be stored this time.  Returns: whether that is news."""

@@ -58,6 +58,7 @@ class Checkpoints:
         self._own = os.path.realpath(layout.state_path(self.root))
         self._token = secrets.token_hex(4)  # tells this process's unfinished files from others'
         self._named: set[tuple[str, ...]] = set()  # have all names, in folders yet to be synced
+        self._synced: set[str] = set()  # experiments whose folders survive a power cut
         self._swept: set[str] = set()  # experiments without unfinished files of earlier processes
         self._replaced: deque[int] = deque()  # descriptors of files that have no name any more
 
@@ -81,6 +82,9 @@ class Checkpoints:
                     raise RunRefused(f"{job.staged} is gone: something else has removed it")
                 for folder in folders:
                     files.make_folders(folder)
+                if job.directory not in self._synced:
+                    files.sync_way(job.directory, self.root)  # which others have made
+                    self._synced.add(job.directory)
                 self._give_names(job.staged, targets)
                 self._named.add((job.staged, *targets))
             for folder in folders:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Final
 
-from mle_client import layout
+from mle_client import files, layout
 from mle_client.endpoint import Endpoint
 from mle_client.errors import DaemonStartFailed, LogNotFound, MLEError
 from mle_daemon import __version__, launch, plot_verb, status_text
@@ -208,7 +208,7 @@ def _version(options: argparse.Namespace) -> int:
 def _made(root: str) -> str:
     """Make a root's folder if need be.  Returns: its path, links resolved."""
     try:
-        os.makedirs(root, exist_ok=True)
+        files.make_folders(os.path.abspath(root))
     except OSError as error:
         raise OSError(
             f"--root {root} is no folder, and none can be made there ({error.strerror}): give a "

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Final
 
-from mle_client import layout, runtime
+from mle_client import files, layout, runtime
 from mle_client.endpoint import STALE_AFTER_S, is_alive, is_here, read_endpoint
 from mle_client.errors import RootLocked
 
@@ -155,7 +155,7 @@ def state_dir(root: str) -> str:
     """
     path = layout.state_path(root)
     try:
-        os.makedirs(path, exist_ok=True)
+        files.make_folders(path)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:

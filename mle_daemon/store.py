@@ -205,7 +205,8 @@ class Store:
         staged, found = self._stage(after.run, path if before else None, room, edit)
         if before is None:
             self._put_aside(path)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            files.make_folders(os.path.dirname(path))
+            files.sync_way(os.path.dirname(path), self.root)  # which others may have made
         size = self._land(staged, path, found)
         return replace(after, size=size), tuple(map(str, plan.problems))
 

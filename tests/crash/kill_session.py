@@ -329,7 +329,7 @@ class _Round:
         """Read everything."""
         stored: dict[tuple[Path, int], dict[str, Any]] = {}
         for folder in {life.folder for life in self._lives}:
-            for seed, columns in _read_logs(folder):
+            for seed, columns in read_logs(folder):
                 if (folder, seed) in stored:
                     self._session.problems.append(f"{folder}: seed {seed} is in two files")
                 stored[folder, seed] = columns
@@ -373,7 +373,7 @@ def _is_ours(words: list[str], root: str) -> bool:
     return "mle_daemon" in words and any(word.startswith(root) for word in words)
 
 
-def _read_logs(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_logs(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The runs in all logs of a folder: their seed, and their columns by name."""
     for path in sorted(folder.glob("logs/*.hdf5")):
         with h5py.File(path) as file:

@@ -337,6 +337,34 @@ def test_every_folder_that_gets_a_new_one_is_synced(
     assert len(synced) == 2
 
 
+def test_the_way_to_a_folder_is_synced_from_the_top_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.sync_way(str(tmp_path / "a" / "b" / "c"), str(tmp_path))
+    assert synced == [str(tmp_path / "a" / "b"), str(tmp_path / "a"), str(tmp_path)]
+
+    synced.clear()
+    files.sync_way(str(tmp_path))
+    assert synced == [str(folder) for folder in tmp_path.parents]
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def sync(path: str) -> None:
+        if path == str(tmp_path):
+            raise PermissionError(path)
+        synced.append(path)
+
+    monkeypatch.setattr(files, "sync_folder", sync)
+    files.sync_way(str(tmp_path / "a"))
+    assert synced == [str(folder) for folder in tmp_path.parents]
+
+
 def test_no_folder_is_made_where_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     for folder in ("a", "a/b"):
