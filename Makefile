@@ -11,13 +11,13 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench crash fmt clean
+.PHONY: help demo test check bench crash protections fmt clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: $(VENV)/demo.stamp  ## train 8 runs at once, log them through the daemon, draw their curves
 	@$(PY) examples/digits_sweep.py
@@ -37,6 +37,9 @@ bench: $(VENV)/dev.stamp  ## run the benchmarks; ARGS="update_cost --size quick"
 crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too, then a session of N=1000 kills
 	@$(PY) -m pytest tests/crash -m "long or not long" $(ARGS)
 	@$(PY) -m tests.crash.kill_session $(N)
+
+protections: $(VENV)/dev.stamp  ## switch off one protection after another: a test must notice each
+	@$(PY) -m tests.protections
 
 fmt: $(VENV)/dev.stamp  ## format and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
