@@ -66,8 +66,8 @@ PROTECTIONS: Final = (
     Protection(
         "what the file has already is not published again",
         "mle_daemon/runs.py",
-        "        if piece.end <= member.published:\n            return  # it came before; the file has it already\n        piece = _new_in(piece, member)\n",
-        "",
+        "            self._keep([_new_in(p, member) for p, member in waiting if p.end > member.published])\n",
+        "            self._keep([p for p, member in waiting])\n",
         "tests/property/test_delivery.py",
     ),
     Protection(
