@@ -155,14 +155,20 @@ static void note_size(int fd) {
     note('t', facts.st_ino, facts.st_size, NULL, 0, NULL, NULL);
 }
 
+static void note_sync(int fd) {
+    char path[PATH_MAX];
+    path_of(fd, path);
+    note('s', inode(fd), 0, NULL, 0, path, NULL);
+}
+
 CHANGES(ftruncate, (int fd, off_t size), (fd, size), leads_below(fd), note_size(fd))
 CHANGES(ftruncate64, (int fd, off64_t size), (fd, size), leads_below(fd), note_size(fd))
 CHANGES(posix_fallocate, (int fd, off_t at, off_t size), (fd, at, size), leads_below(fd),
         note_size(fd))
 CHANGES(posix_fallocate64, (int fd, off64_t at, off64_t size), (fd, at, size), leads_below(fd),
         note_size(fd))
-CHANGES(fsync, (int fd), (fd), leads_below(fd), note('s', inode(fd), 0, NULL, 0, NULL, NULL))
-CHANGES(fdatasync, (int fd), (fd), leads_below(fd), note('s', inode(fd), 0, NULL, 0, NULL, NULL))
+CHANGES(fsync, (int fd), (fd), leads_below(fd), note_sync(fd))
+CHANGES(fdatasync, (int fd), (fd), leads_below(fd), note_sync(fd))
 
 #define BELOW(at, path) (trace >= 0 && is_below(meant(at, path, (char[PATH_MAX]){0})))
 #define AT(at, path) meant(at, path, (char[PATH_MAX]){0})

@@ -2,16 +2,17 @@
 
 Arguments: ROOT TRACE.  It runs with `record_files.c` loaded before the C library.  What was
 promised goes to stdout, as JSON, a line for each promise: from this size of the trace on, so much
-is safe.
+is safe; or, of what is acknowledged only, from the next sync of the journal on.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -38,23 +39,30 @@ def log_run(folder: str, seed: int, trace: str, *, ends: bool) -> None:
         top_k_metric_name=checker.VALUE,
         top_k_minimize_metric=True,
     )
+    promised = functools.partial(promise, trace, os.path.basename(folder), seed)
     for number in range(PARTS * TICKS):
-        is_last = number % TICKS == TICKS - 1
-        model = {"w": np.full(WEIGHTS, number)} if number % (TICKS // 2) == 9 else None
-        log.update(*checker.tick(seed, number), model=model)
-        if is_last:
-            log.save_extra({"part": number // TICKS})
+        if ends and number % (TICKS // 2) == 9:  # the other run has nothing but its log
+            log.update(*checker.tick(seed, number), model={"w": np.full(WEIGHTS, number)})
+        else:
+            log.update(*checker.tick(seed, number))
+        if number % TICKS == TICKS // 2:
+            daemons.wait_for(lambda: not log.stats()["bytes_waiting"])
+            promised(number + 1, is_synced=False)
+        if number % TICKS == TICKS - 1:
+            if ends:
+                log.save_extra({"part": number // TICKS})
             assert log.flush(timeout=30), log.errors()
-            promise(trace, folder=os.path.basename(folder), seed=seed, ticks=number + 1)
+            promised(number + 1)
     if ends:
         report = log.close(timeout=30)
         assert (report.lost, report.unstored) == (0, 0), report
-        promise(trace, folder=os.path.basename(folder), seed=seed, ticks=PARTS * TICKS)
+        promised(PARTS * TICKS)
 
 
-def promise(trace: str, **what: Any) -> None:
-    """Say what is safe from now on."""
-    print(json.dumps({"from": os.path.getsize(trace), **what}), flush=True)
+def promise(trace: str, folder: str, seed: int, ticks: int, *, is_synced: bool = True) -> None:
+    """Say what is safe from now on, or, where it is not synced yet, soon."""
+    size = os.path.getsize(trace)
+    print(json.dumps([folder, seed, ticks, size, is_synced]), flush=True)
 
 
 def main(root: str, trace: str) -> None:

@@ -10,6 +10,7 @@ The seed of what is random is printed; MLE_CRASH_SEED=… repeats it.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import pytest
 
@@ -51,6 +52,21 @@ Ticks: TypeAlias = dict[tuple[str, int], int]  # of each run, by folder and seed
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What is safe.
+
+    Args:
+        run: its folder and seed.
+        ticks: of it.
+        since: the end of a change of files, in the trace.
+    """
+
+    run: tuple[str, int]
+    ticks: int
+    since: int
+
+
+@dataclass(frozen=True)
 class Recording:
     """A recorded session.
 
@@ -58,18 +74,16 @@ class Recording:
         root: below which all is made anew for each disk.
         inode: of the root, when it was recorded.
         changes: of what lay below it.
-        promises: each with the end of the last change before it.
     """
 
     root: Path
     inode: int
     changes: list[Change]
-    promises: list[dict[str, Any]]
+    promises: list[Promise]
 
     def promised(self, end: int) -> Ticks:
         """The ticks that are safe after the change that ends there."""
-        kept = [p for p in self.promises if p["from"] <= end]
-        return {(p["folder"], p["seed"]): p["ticks"] for p in kept}
+        return {p.run: p.ticks for p in self.promises if p.since <= end}
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +114,18 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
             timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        promises = [json.loads(line) for line in done.stdout.splitlines()]
         changes = list(read_trace(trace.read_bytes()))
+        promises = [read_promise(line, changes) for line in done.stdout.splitlines()]
         yield Recording(root, inode, changes, promises)
+
+
+def read_promise(line: str, changes: list[Change]) -> Promise:
+    """What the session has said."""
+    folder, seed, ticks, size, is_synced = json.loads(line)
+    if not is_synced:
+        syncs = (c.end for c in changes if c.kind == "s" and c.path.endswith(".mlej"))
+        size = next((end for end in syncs if end > size), changes[-1].end + 1)  # or never
+    return Promise((folder, seed), ticks, size)
 
 
 def recover(root: Path) -> int:
@@ -190,8 +213,8 @@ def check(recording: Recording, how: str, moments: list[int], rng: random.Random
 
 def some(recording: Recording, rng: random.Random) -> list[int]:
     """Moments: some by chance, and those right after a promise."""
-    ends = {promise["from"] for promise in recording.promises}
-    after = [number for number, change in enumerate(recording.changes) if change.end in ends]
+    ends = [change.end for change in recording.changes]
+    after = [bisect.bisect_left(ends, promise.since) for promise in recording.promises]
     return [*after, *rng.sample(range(len(recording.changes)), MOMENTS)]
 
 
