@@ -12,6 +12,7 @@ from typing import Any
 
 from mle_client import artifact_wire as aw
 from mle_client.errors import ProtocolError
+from mle_client.keys import ClientKeys
 
 
 class ArtifactSocket:
@@ -26,8 +27,12 @@ class ArtifactSocket:
         """Whether it is connected to an address; somebody may listen there, or not."""
         return self._socket is not None
 
-    def connect(self, address: str) -> None:
-        """Connect anew; what the old connection has not sent is forgotten."""
+    def connect(self, address: str, keys: ClientKeys | None = None) -> None:
+        """Connect anew; what the old connection has not sent is forgotten.
+
+        Args:
+            keys: for the connection; None where the daemon wants none.
+        """
         import zmq
 
         self.disconnect()
@@ -36,6 +41,8 @@ class ArtifactSocket:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # `parcels.WINDOW_BYTES` bounds what waits here
+        if keys is not None:
+            keys.put_on(self._socket)
         self._socket.connect(address)
 
     def disconnect(self) -> None:

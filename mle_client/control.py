@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from mle_client import discovery, wire
+from mle_client import addresses, discovery, wire
 from mle_client import messages as m
 from mle_client.endpoint import (
     READY,
@@ -24,6 +24,7 @@ from mle_client.endpoint import (
     is_running,
     live_daemon,
     local_daemons,
+    reachable_address,
     read_endpoint,
 )
 from mle_client.errors import (
@@ -33,6 +34,8 @@ from mle_client.errors import (
     ProtocolError,
     VersionMismatch,
 )
+from mle_client.handshake import Handshake
+from mle_client.keys import ClientKeys, keys_for
 
 _TOKEN: Final = 1  # one request a connection, so one token will do
 _LOOK_EVERY_S: Final = 0.2  # whether the daemon's process is still there
@@ -44,6 +47,7 @@ def ask(
     message: m.Publish | m.AskStatus | m.Stop,
     timeout: float,
     *,
+    keys: ClientKeys | None = None,
     is_there: Callable[[], bool] = lambda: True,
 ) -> m.Done | m.Status:
     """Send a request and wait for its answer.
@@ -52,23 +56,34 @@ def ask(
         address: ZeroMQ address of a daemon.
         message: the request.
         timeout: seconds.
+        keys: for the connection; None where the daemon wants none.
         is_there: looked at meanwhile; False ends the wait.
 
     Raises:
-        DaemonUnavailable: no answer in time.
+        DaemonUnavailable: no answer in time, or no connection for want of the right keys.
         ProtocolError: it refused, or answered with what is no message.
         VersionMismatch: it speaks another version.
     """
     import zmq
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    handshake = None
+
+    def look() -> bool:
+        if handshake is not None and (problem := handshake.problem()):
+            raise DaemonUnavailable(address, problem)
+        return is_there()
+
     try:
         socket = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
+        if keys is not None:
+            keys.put_on(socket)
+        handshake = Handshake(socket, keys) if addresses.is_tcp(address) else None
         socket.connect(address)
         socket.send_multipart(wire.encode(_hello()))
         asked = False
-        for answer in _answers(socket, time.monotonic() + timeout, is_there):
+        for answer in _answers(socket, time.monotonic() + timeout, look):
             match answer:
                 case m.Welcome(version):
                     if version != m.PROTOCOL_VERSION:
@@ -85,6 +100,8 @@ def ask(
     except zmq.ZMQError as error:
         raise DaemonUnavailable(address, str(error)) from error
     finally:
+        if handshake is not None:
+            handshake.close()
         context.destroy(linger=0)
     raise DaemonUnavailable(address, f"no answer within {timeout:g} s")
 
@@ -205,8 +222,10 @@ def _ask_daemon(
     """Ask a daemon that was found alive; tell one that ended meanwhile from one that is silent."""
     if not is_here(daemon):
         raise DaemonSilent(daemon.root, f"it runs on {daemon.host}; ask it from there")
+    address = reachable_address(daemon)
+    keys = keys_for(address, known=True, advertised=daemon.options.get("keys"))
     try:
-        return ask(daemon.endpoint, message, timeout, is_there=lambda: is_running(daemon))
+        return ask(address, message, timeout, keys=keys, is_there=lambda: is_running(daemon))
     except DaemonUnavailable as error:
         if not is_running(daemon):
             raise DaemonUnavailable(daemon.root, f"process {daemon.pid} ended") from error
@@ -217,10 +236,10 @@ def _hello() -> m.Hello:
     return m.Hello(m.PROTOCOL_VERSION, os.getpid(), os.uname().nodename)
 
 
-def _answers(socket: Any, deadline: float, is_there: Callable[[], bool]) -> Iterator[m.Message]:
+def _answers(socket: Any, deadline: float, look: Callable[[], bool]) -> Iterator[m.Message]:
     """What the daemon sends, until the deadline or until it is there no more."""
     while (left := deadline - time.monotonic()) > 0:
         if socket.poll(min(left, _LOOK_EVERY_S) * 1000):
             yield wire.decode(socket.recv_multipart())
-        elif not is_there():
+        elif not look():
             return

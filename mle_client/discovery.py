@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mle_client import layout, runtime
-from mle_client.endpoint import READY, Endpoint, is_alive, local_daemons, read_endpoint
+from mle_client.endpoint import (
+    READY,
+    Endpoint,
+    is_alive,
+    local_daemons,
+    reachable_address,
+    read_endpoint,
+)
 from mle_client.errors import DaemonStartFailed
 
 DAEMON_VARIABLE: Final = "MLE_DAEMON"
@@ -49,7 +56,9 @@ def find_root(experiment_dir: str) -> str:
 
 def root_of_address(address: str) -> str | None:
     """The root of this user's daemon at an address; of a live one if several say they had it."""
-    candidates = [each for each in local_daemons() if each.endpoint == address]
+    candidates = [
+        each for each in local_daemons() if address in (each.endpoint, reachable_address(each))
+    ]
     candidates.sort(key=is_alive)
     return candidates[-1].root if candidates else None
 
@@ -177,6 +186,7 @@ def start_daemon(
     *,
     idle_timeout: float | None,
     endpoint: str | None = None,
+    keys: str | None = None,
     merge: Sequence[str] = (),
     timeout: float = 20.0,
 ) -> Endpoint:
@@ -188,6 +198,7 @@ def start_daemon(
         root: of the daemon.
         idle_timeout: seconds without a client after which it leaves; None for never.
         endpoint: the address it shall listen at; None for a socket of its own choice.
+        keys: folder of the keys for that; None for what the environment says.
         merge: options that say when it merges; none for what the environment says.
         timeout: seconds.
 
@@ -200,6 +211,8 @@ def start_daemon(
         command += ["--idle-timeout", str(idle_timeout)]
     if endpoint is not None:
         command += ["--endpoint", endpoint]
+    if keys is not None:
+        command += ["--keys", keys]
     command += merge
     try:
         done = subprocess.run(
@@ -234,6 +247,7 @@ def start_again(root: str) -> Endpoint:
         root,
         idle_timeout=options.get("idle_timeout"),
         endpoint=options.get("endpoint"),
+        keys=options.get("keys"),
         merge=merge_options(options),
     )
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mle_client import layout, runtime
+from mle_client import addresses, layout, runtime
 
 READY: Final = "ready"  # it takes clients, or was killed while it did
 STOPPED: Final = "stopped"  # it was told to leave; nobody needs to start it again
@@ -48,8 +48,9 @@ class Endpoint:
         daemon_id: new at every start.
         state: READY or STOPPED.
         options: how it was started, so that a client can start it again in the same way:
-            "idle_timeout" (seconds or None), "endpoint" (address or None), "merge" (as
-            `mle-daemon start --merge` takes it), "merge_settle" (seconds), "keep_seed_logs".
+            "idle_timeout" (seconds or None), "endpoint" (address or None), "keys" (folder of the
+            keys that clients need, or None), "merge" (as `mle-daemon start --merge` takes it),
+            "merge_settle" (seconds), "keep_seed_logs".
         beat: when the file was last touched, seconds since the epoch.  Not stored.
     """
 
@@ -217,6 +218,12 @@ def _names(folder: str) -> list[str]:
 def is_here(endpoint: Endpoint) -> bool:
     """Whether the daemon's process would be among those that this process can see."""
     return runtime.sees_processes_of(endpoint.host, endpoint.boot_id)
+
+
+def reachable_address(endpoint: Endpoint) -> str:
+    """What to connect to: a daemon that listens at every address of its machine names none."""
+    host = addresses.LOOPBACK if is_here(endpoint) else endpoint.host
+    return addresses.seen_from_client(endpoint.endpoint, host)
 
 
 def is_alive(endpoint: Endpoint) -> bool:

@@ -3,6 +3,7 @@
     MLEError
     ├── ProtocolError            bytes that are not the protocol (the sender is at fault)
     │   └── VersionMismatch      the two sides speak different versions
+    ├── KeysUnusable             keys for TCP that are missing, damaged or open to others
     ├── RunRefused               the daemon will not take this run (says why and what to do)
     ├── LoggerClosed             update() after close()
     ├── RenderingFailed          a figure could not be drawn (in `renderer`)
@@ -45,6 +46,18 @@ class VersionMismatch(ProtocolError):
             f"this side speaks wire protocol {self.ours}, the other {self.theirs}: "
             "install the same release of mle-daemon for both, then restart the daemon"
         )
+
+
+class KeysUnusable(MLEError):
+    """Keys for a connection through TCP cannot be used.  `path` is the file, folder or address."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"keys: {self.path}: {self.why}"
 
 
 class RunRefused(MLEError):

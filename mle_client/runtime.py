@@ -19,6 +19,8 @@ from mle_client import layout
 RUNTIME_VARIABLE: Final = "MLE_RUNTIME_DIR"
 SHARED_MEMORY: Final = "/dev/shm"
 _RINGS: Final = "rings"
+_ROOT: Final = 0  # the user who may do everything anyway
+_OUTSIDE: Final = 65534  # as whom a container shows those who own what it was given
 
 # A socket's path, with NUL, must fit 104 bytes on the strictest system; ours end in "/", 12 hex
 # digits and ".sock" or ".art.sock".
@@ -162,6 +164,25 @@ def _make_inside(path: str) -> str:
 
 
 def _why_not_private(path: str) -> str:
+    """Why a folder is not ours alone; "" if it is."""
+    return _why_open(path) or _why_replaceable(path)
+
+
+def _why_replaceable(path: str) -> str:
+    """Whose folder a folder lies in who could put another in its place; "" if there is nobody."""
+    above = os.path.dirname(path)
+    if os.path.basename(above) == layout.STATE_DIR:
+        return ""  # under a root, which is as safe as our logs, its owner's
+    above = os.path.realpath(above)
+    while above != "/":
+        owner = os.lstat(above).st_uid
+        if owner not in (os.geteuid(), _ROOT, _OUTSIDE):
+            return f"{path} lies in {above}, which belongs to user {owner}"
+        above = os.path.dirname(above)
+    return ""
+
+
+def _why_open(path: str) -> str:
     try:
         found = os.lstat(path)
     except OSError as error:

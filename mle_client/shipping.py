@@ -18,6 +18,7 @@ from typing import Final
 from mle_client import artifact_wire as aw
 from mle_client.artifact_socket import ArtifactSocket
 from mle_client.errors import MLEError, ProtocolError, RunRefused
+from mle_client.keys import ClientKeys
 from mle_client.messages import ProducerId
 from mle_client.parcels import Buffer, Lane, Parcel, Shipment
 
@@ -39,6 +40,7 @@ class Shipper:
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = -1, -1
         self._address = ""  # where the daemon takes artifacts; "" while it does not
+        self._keys: ClientKeys | None = None  # for that
         self._connected_to = ""  # "" also where a new connection is wanted
         self._closing = False
 
@@ -173,10 +175,14 @@ class Shipper:
             os.write(self._wake_write, b"!")
 
     # --- told by the transport ----------------------------------------------------------------
-    def connect(self, address: str) -> None:
-        """The daemon takes artifacts at an address.  The same again changes nothing."""
+    def connect(self, address: str, keys: ClientKeys | None = None) -> None:
+        """The daemon takes artifacts at an address.  The same again changes nothing.
+
+        Args:
+            keys: for the connection; None where the daemon wants none.
+        """
         with self._changed:
-            self._address = address
+            self._address, self._keys = address, keys
         self.wake()
 
     def disconnect(self) -> None:
@@ -291,14 +297,14 @@ class Shipper:
     def _follow_address(self) -> None:
         """Be connected to where the transport says, or to nothing."""
         with self._changed:
-            address = self._address
+            address, keys = self._address, self._keys
             if address == self._connected_to and self._socket.is_open == bool(address):
                 return
             self._connected_to = address
             for lane in self._lanes.values():
                 lane.begin_again()
         if address:
-            self._socket.connect(address)
+            self._socket.connect(address, keys)
         else:
             self._socket.disconnect()
 

@@ -19,11 +19,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mle_client import discovery, wire
+from mle_client import addresses, discovery, wire
 from mle_client import messages as m
 from mle_client.discovery import Target
-from mle_client.endpoint import READY, Endpoint, is_alive, read_endpoint
-from mle_client.errors import MLEError, ProtocolError, RunRefused, VersionMismatch
+from mle_client.endpoint import (
+    READY,
+    Endpoint,
+    is_alive,
+    reachable_address,
+    read_endpoint,
+)
+from mle_client.errors import (
+    DaemonUnavailable,
+    MLEError,
+    ProtocolError,
+    RunRefused,
+    VersionMismatch,
+)
+from mle_client.handshake import Handshake
+from mle_client.keys import ClientKeys, keys_for
 from mle_client.producer import Producer
 from mle_client.session import Session
 from mle_client.shipping import Shipper
@@ -79,10 +93,20 @@ class _Wait:
 
 @dataclass(eq=False, slots=True)
 class _Link:
-    """A connection.  Args: endpoint: of the daemon, where its process can be looked at."""
+    """A connection.
+
+    Args:
+        address: that it goes to.
+        endpoint: of the daemon, where its process can be looked at.
+        keys: for it; None where the daemon wants none.
+        handshake: watched where others might turn the connection away.
+    """
 
     socket: Any
+    address: str
     endpoint: Endpoint | None
+    keys: ClientKeys | None
+    handshake: Handshake | None
     since: float
     welcome: m.Welcome | None = None
     heartbeat_at: float = 0.0
@@ -248,9 +272,15 @@ class Transport:
         poller.register(self._wake_read, zmq.POLLIN)
         if self._link is not None:
             poller.register(self._link.socket, zmq.POLLIN)
+            if self._link.handshake is not None:
+                poller.register(self._link.handshake.monitor, zmq.POLLIN)
         ready = dict(poller.poll(int(wait_s * 1000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 65536)
+        link = self._link
+        handshake = link.handshake if link is not None else None
+        if link is not None and handshake is not None and (problem := handshake.problem()):
+            raise DaemonUnavailable(link.address, problem)
         while self._link is not None:
             try:
                 frames = self._link.socket.recv_multipart(zmq.NOBLOCK)
@@ -266,13 +296,19 @@ class Transport:
         if address is None:
             self._later()
             return
+        known = endpoint is not None
+        advertised = endpoint.options.get("keys") if endpoint is not None else None
+        keys = keys_for(address, known=known, advertised=advertised)
         if self._context is None:
             self._context = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 1_000)  # messages; the window bounds their bytes
+        if keys is not None:
+            keys.put_on(socket)
+        handshake = Handshake(socket, keys) if addresses.is_tcp(address) else None
+        self._link = _Link(socket, address, endpoint, keys, handshake, now)
         socket.connect(address)
-        self._link = _Link(socket, endpoint, now)
         self._hello(self._link, now)
 
     def _find_daemon(self) -> tuple[str | None, Endpoint | None]:
@@ -280,13 +316,13 @@ class Transport:
         endpoint = read_endpoint(self._target.root)
         if endpoint is not None and endpoint.state == READY and is_alive(endpoint):
             self._told_to_leave = False
-            return endpoint.endpoint, endpoint
+            return reachable_address(endpoint), endpoint
         if self._target.address is not None and endpoint is None:
             return self._target.address, None  # it serves a root that cannot be seen from here
         if self._told_to_leave and not self._waits:
             return None, None  # a user stopped it; what is in the rings can wait
         started = discovery.start_again(self._target.root)
-        return started.endpoint, started
+        return reachable_address(started), started
 
     def _hello(self, link: _Link, now: float) -> None:
         link.heartbeat_at = now + _HEARTBEAT_S
@@ -313,6 +349,8 @@ class Transport:
 
     def _disconnect(self) -> None:
         if self._link is not None:
+            if self._link.handshake is not None:
+                self._link.handshake.close()
             self._link.socket.close(linger=0)
             self._link = None
             self.shipper.disconnect()
@@ -374,7 +412,8 @@ class Transport:
         if first:
             for channel in tuple(self._channels.values()):
                 channel.session.connected(now)
-            self.shipper.connect(welcome.artifacts)
+            host = addresses.host_of(link.address)
+            self.shipper.connect(addresses.seen_from_client(welcome.artifacts, host), link.keys)
 
     def _refused(self, producer: m.ProducerId, reason: str) -> None:
         if not producer:

@@ -23,9 +23,11 @@ import zmq
 
 from mle_client import artifact_wire as aw
 from mle_client.errors import ProtocolError
+from mle_client.keys import ServerKeys
 from mle_client.messages import NO_PRODUCER, ProducerId
 from mle_daemon import events as e
 from mle_daemon.arrivals import Arrivals, Left
+from mle_daemon.gate import Gate
 from mle_daemon.staging import Staging
 
 # Waiting in memory, of each client; a client of ours sends two chunks ahead of answers.
@@ -47,12 +49,19 @@ class ArtifactServer:
         endpoint: to bind to; "ipc://path", or "tcp://address:port" with port * for a free one.
         staging: folder for their files, made if it is missing; its content is not looked at.
         deliver: called, from this thread, with `Arrived` and `NotArrived`.
+        keys: that clients must know and have; None for whoever can connect.
 
     Raises:
         OSError: it cannot listen there.
     """
 
-    def __init__(self, endpoint: str, staging: str, deliver: Callable[[e.Event], None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        staging: str,
+        deliver: Callable[[e.Event], None],
+        keys: ServerKeys | None = None,
+    ) -> None:
         self.garbage = 0  # messages that were none
         self._arrivals = Arrivals(Staging(staging), deliver, self._send)
         self._commands: deque[Callable[[], None]] = deque()
@@ -63,10 +72,13 @@ class ArtifactServer:
         self._socket.setsockopt(zmq.SNDHWM, _SENT_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, _RECEIVED_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, aw.MAX_CHUNK_BYTES)
+        self._gate = Gate(self._context, self._socket, keys) if keys else None
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._socket.close()
+            if self._gate:
+                self._gate.close()
             self._context.term()
             raise OSError(error.errno, f"cannot listen at {endpoint}: {error}") from error
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -74,6 +86,8 @@ class ArtifactServer:
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._socket, zmq.POLLIN)
+        if self._gate:
+            self._poller.register(self._gate.questions, zmq.POLLIN)
         self._thread = threading.Thread(target=self._work, name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -128,6 +142,8 @@ class ArtifactServer:
         except OSError as error:
             _log.warning("unfinished artifacts were left in the staging folder: %s", error)
         self._socket.close(linger=0)
+        if self._gate:
+            self._gate.close()
         self._context.term()
         scheme, _, path = self.endpoint.partition("://")
         if scheme == "ipc":  # ZeroMQ removes only the files whose names it chose
@@ -138,6 +154,8 @@ class ArtifactServer:
         ready = dict(self._poller.poll(int(self._arrivals.wait_s() * 1000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 65536)
+        if self._gate:
+            self._gate.answer()
         while self._commands:
             self._commands.popleft()()
         for _ in range(_ROUND_MESSAGES):

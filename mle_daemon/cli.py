@@ -1,4 +1,4 @@
-"""The command line: `mle-daemon start | status | stop | merge | plot | doctor | recover`.
+"""The command line: `mle-daemon start | status | stop | keys | merge | …`.
 
 Data go to stdout, messages to stderr; the exit codes are those of `mle_client.errors`, listed with
 everything else in `docs/cli.md`.
@@ -18,8 +18,15 @@ from typing import Final
 from mle_client import files, layout
 from mle_client.endpoint import Endpoint
 from mle_client.errors import DaemonStartFailed, LogNotFound, MLEError
-from mle_daemon import __version__, launch, plot_verb, status_text
-from mle_daemon.config import ON_FINISH, DaemonConfig, checked_endpoint, checked_merge
+from mle_client.keys import KEYS_VARIABLE
+from mle_daemon import __version__, keys_verb, launch, plot_verb, status_text
+from mle_daemon.config import (
+    ON_FINISH,
+    DaemonConfig,
+    checked_endpoint,
+    checked_merge,
+    why_unguarded,
+)
 from mle_daemon.launch import say
 
 EXIT_OK: Final = 0
@@ -33,13 +40,15 @@ _EXAMPLES: Final = {
         "mle-daemon start --root exp/                       in the background\n"
         "mle-daemon start --root exp/ --foreground          under systemd, Docker or Slurm\n"
         "mle-daemon start --root exp/ --idle-timeout 600    leaves after 10 idle minutes\n"
-        "mle-daemon start --root exp/ --endpoint tcp://127.0.0.1:0 --json"
+        "mle-daemon start --root exp/ --endpoint tcp://127.0.0.1:0 --json\n"
+        "mle-daemon start --root exp/ --endpoint tcp://0.0.0.0:5555 --keys ~/.mle-keys"
     ),
     "status": (
         "mle-daemon status --root exp/\n"
         "mle-daemon status --root exp/ --json | jq '.runs[] | select(.state == \"crashed\")'"
     ),
     "stop": "mle-daemon stop --root exp/\nmle-daemon stop --root exp/ --timeout 300",
+    "keys": "mle-daemon keys --out ~/.mle-keys",
     "merge": (
         "mle-daemon merge --root exp/                        every configuration\n"
         "mle-daemon merge --root exp/ lr_0.1 lr_0.5 --json"
@@ -94,9 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- the verbs ------------------------------------------------------------------------------------
 def _start(options: argparse.Namespace) -> int:
     merge, every = options.merge
+    keys = None
+    if options.endpoint is not None and (folder := options.keys or os.environ.get(KEYS_VARIABLE)):
+        keys = os.path.abspath(os.path.expanduser(folder))
+    problem = why_unguarded(options.endpoint, keys)
+    if options.keys and options.endpoint is None:
+        problem = "--keys is for a TCP port: give --endpoint, too, or leave both out"
+    if problem:
+        say(problem)
+        return EXIT_USAGE
     config = DaemonConfig(
         _made(options.root),
         endpoint=options.endpoint,
+        keys=keys,
         idle_timeout_s=options.idle_timeout,
         merge=merge,
         merge_every_s=every,
@@ -129,6 +148,17 @@ def _stop(options: argparse.Namespace) -> int:
         say(f"stopped, but {problem}")
         return EXIT_PARTIAL
     say(f"stopped; everything under {root} is on disk")
+    return EXIT_OK
+
+
+def _keys(options: argparse.Namespace) -> int:
+    if options.out is None:
+        say(f"say where to: --out DIR, or set {KEYS_VARIABLE}")
+        return EXIT_USAGE
+    folder = os.path.abspath(os.path.expanduser(options.out))
+    keys = keys_verb.make(folder)
+    said = {"folder": folder, "server": keys.public.decode()}
+    print(json.dumps(said) if options.json else status_text.aligned(list(said.items())))
     return EXIT_OK
 
 
@@ -176,6 +206,7 @@ _VERBS: Final = {
     "start": _start,
     "status": _status,
     "stop": _stop,
+    "keys": _keys,
     "merge": _merge,
     "plot": _plot,
     "doctor": _doctor,
@@ -263,6 +294,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where to listen, port 0 for any free one (default: a socket that only you can reach)",
     )
     start.add_argument(
+        "--keys",
+        metavar="DIR",
+        help=f"let in only those at that port whose keys are in DIR (default: {KEYS_VARIABLE})",
+    )
+    start.add_argument(
         "--merge",
         type=_when_to_merge,
         default=os.environ.get("MLE_MERGE") or ON_FINISH,
@@ -293,6 +329,9 @@ def _parser() -> argparse.ArgumentParser:
     stop = _add_verb(verbs, "stop", "write everything out and end the daemon of a root")
     _add_timeout(stop, 60.0, "to wait until it is gone")
 
+    keys_verb.add_arguments(
+        _add_verb(verbs, "keys", "make keys, for a daemon at a TCP port", root=None)
+    )
     merge = _add_verb(verbs, "merge", "merge the seeds of configurations that have ended")
     merge.add_argument(
         "groups",
@@ -317,7 +356,7 @@ def _add_verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     summary: str,
-    root: str = "the folder it serves",
+    root: str | None = "the folder it serves",
 ) -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         name,
@@ -327,7 +366,8 @@ def _add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verb.add_argument("--root", required=True, type=_folder, metavar="DIR", help=root)
+    if root is not None:
+        verb.add_argument("--root", required=True, type=_folder, metavar="DIR", help=root)
     # Suppressed, so that it does not undo a --json before the verb.
     verb.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one line of JSON"

@@ -5,9 +5,10 @@ Pure.  Bounds that both sides must agree on are in `mle_client.messages`.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import Any
+
+from mle_client.addresses import LOOPBACK, host_of, is_loopback
 
 # When the seeds of a configuration are merged.
 ON_FINISH, EVERY, OFF = "on-finish", "every", "off"
@@ -24,6 +25,7 @@ class DaemonConfig:
         merge: when seeds are merged: when all have ended, every so often, or never.
         merge_every_s: how often.
         keep_seed_logs: leave the logs of single seeds where they are when they are merged.
+        keys: absolute path of the folder of keys for an endpoint; None to let in whoever connects.
     """
 
     root: str
@@ -32,6 +34,7 @@ class DaemonConfig:
     merge: str = ON_FINISH
     merge_every_s: float = 60.0
     keep_seed_logs: bool = False
+    keys: str | None = None
 
     # Where nobody said how many seeds there are: longer than a script takes to import torch between
     # one seed and the next.
@@ -76,6 +79,7 @@ class DaemonConfig:
         return {
             "idle_timeout": self.idle_timeout_s,
             "endpoint": self.endpoint,
+            "keys": self.keys,
             "merge": every if self.merge == EVERY else self.merge,
             "merge_settle": self.merge_settle_s,
             "keep_seed_logs": self.keep_seed_logs,
@@ -112,7 +116,7 @@ def checked_endpoint(endpoint: str) -> str:
     """The address to bind to, in the form that ZeroMQ takes.
 
     Args:
-        endpoint: "tcp://<loopback address>:<port>"; port 0 or * for any free one.
+        endpoint: "tcp://<address or interface>:<port>"; port 0 or * for any free one.
 
     Raises:
         ValueError: it is something else; says what to give.
@@ -124,22 +128,29 @@ def checked_endpoint(endpoint: str) -> str:
             f"{endpoint!r} is no address to listen at: give tcp://127.0.0.1:PORT, or nothing for "
             "a socket in your runtime folder (MLE_RUNTIME_DIR moves that)"
         )
-    if not _is_loopback(host):
+    if any(character in host for character in "[]:;/@") or not host.isprintable():
         raise ValueError(
-            f"{endpoint!r} would let other machines, and whoever uses them, write files here: "
-            "this release listens at 127.0.0.1 only, until it can check a client's key"
+            f"{endpoint!r}: give an IPv4 address of this machine or the name of one of its network "
+            "interfaces, such as tcp://127.0.0.1:PORT"
         )
     if port in ("0", "*"):
         port = "*"
     elif not (port.isascii() and port.isdecimal() and int(port) < 2**16):
         raise ValueError(f"{endpoint!r}: {port!r} is no port; give 1 to 65535, or 0 for a free one")
-    return f"tcp://{'127.0.0.1' if host == 'localhost' else host}:{port}"
+    return f"tcp://{LOOPBACK if host == 'localhost' else host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False  # also [::1], for which the sockets would have to be switched to IPv6
+def why_unguarded(endpoint: str | None, keys: str | None) -> str:
+    """Why a daemon may not listen at an endpoint without keys; "" where it may.
+
+    Args:
+        endpoint: what `checked_endpoint` returned, or None.
+        keys: a folder of keys, or None.
+    """
+    if endpoint is None or keys is not None or is_loopback(host_of(endpoint)):
+        return ""
+    return (
+        f"{endpoint} would let other machines, and whoever uses them, write files here: make keys "
+        "with `mle-daemon keys --out DIR` and give --keys DIR (or set MLE_KEYS), or listen at "
+        "127.0.0.1"
+    )

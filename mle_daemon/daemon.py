@@ -30,6 +30,7 @@ from mle_client.endpoint import (
     write_endpoint,
 )
 from mle_client.errors import RunRefused
+from mle_client.keys import server_keys
 from mle_daemon import __version__, probes, recovery, status
 from mle_daemon import events as e
 from mle_daemon.artifact_server import ArtifactServer
@@ -84,6 +85,7 @@ class Daemon:
 
     def __init__(self, config: DaemonConfig) -> None:
         self._config = config
+        self._keys = server_keys(config.keys) if config.endpoint and config.keys else None
         self._id = secrets.token_hex(8)
         self._store = Store(config.root)
         self._checkpoints = Checkpoints(config.root)
@@ -131,12 +133,12 @@ class Daemon:
         if config.endpoint:  # at the same address of this machine, at any free port
             artifacts = f"{config.endpoint.rpartition(':')[0]}:*"
         staging = layout.state_path(config.root, layout.STAGING_DIR)
-        with Server(address) as self._server:
+        with Server(address, self._keys) as self._server:
             mirrors = Mirrors(config.root, lambda run, text: self._outcome(e.Problem(run, text)))
             self._writer = Writer(self._store, mirrors, self._server.wake)
             self._landing = Landing(self._checkpoints, self._outcome)
             self._merger = Merger(self._outcome)
-            self._artifacts = ArtifactServer(artifacts, staging, self._outcome)
+            self._artifacts = ArtifactServer(artifacts, staging, self._outcome, self._keys)
             self._core.artifacts_address = self._artifacts.endpoint
             sync = GroupSync(self._journal, self._synced, config.sync_interval_s)
             try:

@@ -132,6 +132,8 @@ def _command(config: DaemonConfig, ready_fd: int) -> list[str]:
     command += ["--root", config.root]
     if config.endpoint is not None:
         command += ["--endpoint", config.endpoint]
+    if config.keys is not None:
+        command += ["--keys", config.keys]
     if config.idle_timeout_s is not None:
         command += ["--idle-timeout", str(config.idle_timeout_s)]
     return command + merge_options(config.as_options())

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -150,12 +151,16 @@ def owner(root: str) -> Owner | None:
 def state_dir(root: str) -> str:
     """The folder for our own files under a root, made if need be.
 
+    Where several users may write to a root, one of them can make this folder before us, with links
+    in it to whatever shall be overwritten or removed by us.  So it must be ours, and all in it.
+
     Raises:
-        PermissionError: the root cannot be written to.
+        PermissionError: the root cannot be written to, or another user made what is there.
     """
     path = layout.state_path(root)
     try:
-        files.make_folders(path)
+        files.make_folders(path, 0o755)
+        _check_ours(path)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -166,6 +171,24 @@ def state_dir(root: str) -> str:
             "it a folder that belongs to you, on a file system that is not read-only"
         ) from error
     return path
+
+
+def _check_ours(path: str) -> None:
+    """Raise unless a folder and all in it are this user's; let no other write to it."""
+    folder = os.stat(path)
+    found = [(path, folder.st_uid), (path, os.lstat(path).st_uid)]
+    with os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # unfinished, and renamed meanwhile
+                found.append((entry.path, entry.stat(follow_symlinks=False).st_uid))
+    for name, owner in found:
+        if owner != os.geteuid():
+            raise PermissionError(
+                f"{name} belongs to user {owner}: one user's daemon serves a folder; have that one "
+                "log there, log to another folder, or remove it if nobody needs it"
+            )
+    if folder.st_mode & 0o022:
+        os.chmod(path, stat.S_IMODE(folder.st_mode) & ~0o022)
 
 
 def _open_lock(path: str) -> int:

@@ -1,4 +1,4 @@
-"""The daemon's socket: frames in, frames out.  The only module of the daemon that knows ZeroMQ.
+"""The daemon's socket for ticks and requests: frames in, frames out.
 
 It decides nothing.  A message that is none is reported as such, and its sender is told.
 """
@@ -16,7 +16,9 @@ import zmq
 from mle_client import messages as m
 from mle_client import wire
 from mle_client.errors import ProtocolError
+from mle_client.keys import ServerKeys
 from mle_daemon.events import Client
+from mle_daemon.gate import Gate
 
 # One round takes what came in meanwhile, so that the journal gets one write for many clients; the
 # bounds keep a round's memory and the time to the next acknowledgement small.
@@ -31,19 +33,23 @@ class Server:
 
     Args:
         endpoint: to bind to; "ipc://path", or "tcp://address:port" with port * for a free one.
+        keys: that clients must know and have; None for whoever can connect.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: ServerKeys | None = None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
         self._socket.setsockopt(zmq.RCVHWM, _ROUND_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
+        self._gate = Gate(self._context, self._socket, keys) if keys else None
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._socket.close()
+            if self._gate:
+                self._gate.close()
             self._context.term()
             raise OSError(error.errno, f"cannot listen at {endpoint}: {error}") from error
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -51,6 +57,8 @@ class Server:
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._socket, zmq.POLLIN)
+        if self._gate:
+            self._poller.register(self._gate.questions, zmq.POLLIN)
 
     def wake(self) -> None:
         """End the present wait.  May be called from any thread and from signal handlers."""
@@ -68,6 +76,8 @@ class Server:
         ready = dict(self._poller.poll(max(0, int(timeout_s * 1000))))
         if self._wake_read in ready:
             os.read(self._wake_read, 65536)
+        if self._gate:
+            self._gate.answer()
         good: list[tuple[Client, m.Request]] = []
         bad: list[tuple[Client, str]] = []
         size = 0
@@ -92,6 +102,8 @@ class Server:
     def close(self) -> None:
         """Close the socket once what was sent is on its way, one second at most."""
         self._socket.close(linger=1000)
+        if self._gate:
+            self._gate.close()
         self._context.term()
         scheme, _, path = self.endpoint.partition("://")
         if scheme == "ipc":  # ZeroMQ removes only the files whose names it chose

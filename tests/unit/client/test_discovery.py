@@ -144,6 +144,12 @@ class TestRootOfAddress:
         daemon_at(root / "live")
         assert root_of_address("ipc:///s") == str(root / "live")
 
+    def test_a_daemon_at_every_address_is_known_by_that_which_clients_use(self, root: Path) -> None:
+        daemon_at(root, "tcp://0.0.0.0:5555")
+        assert root_of_address("tcp://127.0.0.1:5555") == str(root)
+        assert root_of_address("tcp://0.0.0.0:5555") == str(root)
+        assert root_of_address("tcp://127.0.0.1:5556") is None
+
     def test_a_killed_daemon_is_remembered_by_its_address(self, root: Path) -> None:
         killed_at(root)
         assert root_of_address("ipc:///s") == str(root)
@@ -199,20 +205,22 @@ class TestStartDaemon:
     def test_it_passes_its_options_on(self, root: Path, program: Any) -> None:
         program("import sys; sys.exit(' '.join(sys.argv[1:]))")
         with pytest.raises(DaemonStartFailed) as failure:
-            discovery.start_daemon(str(root), idle_timeout=5, endpoint="tcp://127.0.0.1:0")
+            discovery.start_daemon(
+                str(root), idle_timeout=5, endpoint="tcp://127.0.0.1:0", keys="/keys"
+            )
         assert failure.value.why == (
-            f"start --root {root} --json --idle-timeout 5 --endpoint tcp://127.0.0.1:0"
+            f"start --root {root} --json --idle-timeout 5 --endpoint tcp://127.0.0.1:0 --keys /keys"
         )
 
     def test_one_that_was_killed_is_started_as_it_was(self, root: Path, program: Any) -> None:
         merging = {"merge": "every=9", "merge_settle": 3.0, "keep_seed_logs": True}
-        options = {"idle_timeout": 5, "endpoint": None, **merging}
+        options = {"idle_timeout": 5, "endpoint": "tcp://10.0.0.1:*", "keys": "/keys", **merging}
         daemon_at(root, options=options)
         program("import sys; sys.exit(' '.join(sys.argv[1:]))")
         with pytest.raises(DaemonStartFailed) as failure:
             discovery.start_again(str(root))
         assert failure.value.why == (
-            f"start --root {root} --json --idle-timeout 5 "
+            f"start --root {root} --json --idle-timeout 5 --endpoint tcp://10.0.0.1:* --keys /keys "
             "--merge every=9 --merge-settle 3.0 --keep-seed-logs"
         )
 

@@ -108,6 +108,14 @@ def test_a_link_to_a_root_is_that_root(root: Path, written: Endpoint) -> None:
     assert ep.read_endpoint(str(link)) == written
 
 
+def test_a_daemon_at_every_address_is_reached_by_its_machine(written: Endpoint) -> None:
+    everywhere = dataclasses.replace(written, endpoint="tcp://0.0.0.0:5555")
+    assert ep.reachable_address(everywhere) == "tcp://127.0.0.1:5555"
+    remote = dataclasses.replace(everywhere, host="gpu7")
+    assert ep.reachable_address(remote) == "tcp://gpu7:5555"
+    assert ep.reachable_address(written) == written.endpoint
+
+
 def test_a_killed_daemon_is_not_alive(root: Path, state: Path) -> None:
     ep.write_endpoint(mine(root, started="1"))
     assert ep.live_daemon(str(root)) is None

@@ -52,6 +52,21 @@ class TestFolders:
         with pytest.raises(PermissionError, match=f"{runtime_dir} is open to others.*chmod 700"):
             ask()
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away: run the tests as root")
+    @pytest.mark.parametrize("ask", [runtime.socket_dir, lambda: runtime.ring_dir("/r")])
+    def test_a_chosen_folder_inside_of_another_users_is_refused(
+        self, runtime_dir: Path, ask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who could put another one in its place."""
+        (runtime_dir / "theirs" / "ours").mkdir(mode=0o700, parents=True)
+        os.chown(runtime_dir / "theirs", 61001, -1)
+        (runtime_dir / "short").symlink_to(runtime_dir / "theirs")
+        for name in ("theirs", "short"):
+            monkeypatch.setenv("MLE_RUNTIME_DIR", str(runtime_dir / name / "ours"))
+            with pytest.raises(PermissionError, match="theirs, which belongs to user 61001"):
+                ask()
+            assert runtime.socket_dirs() == []
+
     def test_a_relative_choice_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLE_RUNTIME_DIR", "somewhere")
         with pytest.raises(ValueError, match="absolute"):

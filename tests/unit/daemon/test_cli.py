@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,11 +23,14 @@ from mle_client.errors import (
     LogDamaged,
     RootLocked,
 )
+from mle_client.keys import server_keys
 from mle_daemon import cli
 from mle_daemon.config import DaemonConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "cli.md"
-VERBS = ("start", "status", "stop", "merge", "plot", "doctor", "recover")
+VERBS = ("start", "status", "stop", "keys", "merge", "plot", "doctor", "recover")
+
+ARGUMENT = {"keys": "--out"}  # of the verbs that do not begin with a root
 
 RUN = {
     "experiment_dir": "/r/lr_0.1",
@@ -89,7 +93,7 @@ class TestUsage:
             "start --root r --idle-timeout 0",
             "start --root r --idle-timeout nan",
             "start --root r --idle-timeout soon",
-            "start --root r --endpoint tcp://0.0.0.0:5555",
+            "start --root r --endpoint tcp://[::1]:5555",
             "start --root r --fore",
             "stop --root r --timeout -1",
             "status --root r --foreground",
@@ -138,9 +142,17 @@ class TestUsage:
         assert "give a folder of yours" in error
 
     def test_a_refused_address_is_explained(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit):
-            cli.main(["start", "--root", "r", "--endpoint", "tcp://0.0.0.0:5555"])
+        assert cli.main(["start", "--root", "r", "--endpoint", "tcp://0.0.0.0:5555"]) == 2
         assert "would let other machines" in capsys.readouterr().err
+        assert not os.path.exists("r")
+
+    @pytest.mark.parametrize("words", ["keys", "start --root r --keys k"])
+    def test_keys_without_their_place_are_explained(
+        self, words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(words.split()) == 2
+        assert re.search(r"--out DIR|give --endpoint", capsys.readouterr().err)
+        assert not os.path.exists("r")
 
     @pytest.mark.parametrize("verb", [None, *VERBS])
     def test_help_has_an_example_of_each_verb(
@@ -151,7 +163,7 @@ class TestUsage:
         assert exit.value.code == 0
         out = capsys.readouterr().out
         for name in [verb] if verb else VERBS:
-            assert f"mle-daemon {name} --root exp/" in out
+            assert f"mle-daemon {name} {ARGUMENT.get(name, '--root exp/')}" in out
 
     def test_every_example_is_a_command_line_that_is_understood(self) -> None:
         for example in "\n".join(cli._EXAMPLES.values()).splitlines():
@@ -168,9 +180,28 @@ class TestUsage:
                 if action.help != argparse.SUPPRESS:
                     assert all(f"`{word}" in text for word in action.option_strings[-1:])
         for verb in VERBS:
-            assert f"`{verb} --root DIR`" in text
+            assert f"`{verb} {ARGUMENT.get(verb, '--root')} DIR`" in text
         for key in [*REPORT, *RUN, *GROUP]:
             assert f"`{key}`" in text
+
+
+class TestKeys:
+    def test_they_are_made_and_named(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = str(tmp_path / "keys")
+        assert cli.main(["keys", "--out", folder, "--json"]) == 0
+        public = server_keys(folder).public.decode()
+        assert json.loads(capsys.readouterr().out) == {"folder": folder, "server": public}
+        assert cli.main(["keys", "--out", folder]) == 1
+        assert "never replaced" in capsys.readouterr().err
+
+    def test_they_go_where_the_environment_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("MLE_KEYS", str(tmp_path / "keys"))
+        assert cli.main(["keys"]) == 0
+        assert capsys.readouterr().out.startswith(f"folder  {tmp_path}/keys\nserver  ")
 
 
 class TestVersion:
@@ -228,6 +259,16 @@ class TestStart:
         assert cli.main(["start", "--root", "link/a/b/"]) == 0
         assert started == [DaemonConfig(str(root / "a" / "b"), merge="off")]
         assert (root / "a" / "b").is_dir()
+
+    def test_keys_reach_a_daemon_at_a_port(
+        self, root: Path, started: list[DaemonConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLE_KEYS", "/theirs")
+        port = ["--endpoint", "tcp://0.0.0.0:5555"]
+        assert cli.main(["start", "--root", str(root), *port]) == 0
+        assert cli.main(["start", "--root", str(root), *port, "--keys", "~/k"]) == 0
+        assert cli.main(["start", "--root", str(root)]) == 0
+        assert [each.keys for each in started] == ["/theirs", os.path.expanduser("~/k"), None]
 
     def test_options_reach_the_daemon(self, root: Path, started: list[DaemonConfig]) -> None:
         line = f"start --root {root} --idle-timeout 2.5 --endpoint tcp://localhost:0"

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mle_daemon.config import DaemonConfig, checked_endpoint, checked_merge
+from mle_daemon.config import (
+    DaemonConfig,
+    checked_endpoint,
+    checked_merge,
+    why_unguarded,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,15 +25,29 @@ from mle_daemon.config import DaemonConfig, checked_endpoint, checked_merge
 def test_loopback_is_taken(given: str, used: str) -> None:
     assert checked_endpoint(given) == used
     assert checked_endpoint(used) == used
+    assert why_unguarded(used, None) == ""
 
 
 @pytest.mark.parametrize(
     "address",
-    ["0.0.0.0", "*", "192.168.0.1", "[::]", "[::1]", "example.org", "127.0.0.1.example.org", "127"],
+    ["0.0.0.0", "*", "192.168.0.1", "eth0", "lo", "gpu7", "127.0.0.1.example.org", "127", "127.1"],
 )
-def test_what_others_could_reach_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match=r"other machines.*127\.0\.0\.1 only"):
-        checked_endpoint(f"tcp://{address}:5555")
+def test_what_others_could_reach_wants_keys(address: str) -> None:
+    endpoint = checked_endpoint(f"tcp://{address}:5555")
+    why = why_unguarded(endpoint, None)
+    assert "other machines" in why
+    assert "mle-daemon keys --out DIR" in why
+    assert why_unguarded(endpoint, "/keys") == ""
+
+
+def test_a_socket_file_wants_no_keys() -> None:
+    assert why_unguarded(None, None) == ""
+
+
+@pytest.mark.parametrize("host", ["[::]", "[::1]", "::1", "gpu7;127.0.0.1", "a@b", "a/b", "a\n"])
+def test_what_is_no_ipv4_address_or_interface_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match=r"give an IPv4 address.*tcp://127\.0\.0\.1:PORT"):
+        checked_endpoint(f"tcp://{host}:5555")
 
 
 @pytest.mark.parametrize("text", ["", "5555", "ipc:///tmp/s", "tcp://", "tcp://:1", "tcp://5555"])

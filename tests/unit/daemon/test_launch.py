@@ -78,8 +78,9 @@ class TestEnsureRunning:
                 merge="every",
                 merge_every_s=90.0,
                 keep_seed_logs=True,
+                keys="/keys",
             )
-        words = f"--root {root} --endpoint tcp://127.0.0.1:* --idle-timeout 2.5"
+        words = f"--root {root} --endpoint tcp://127.0.0.1:* --keys /keys --idle-timeout 2.5"
         merging = "--merge every=90 --merge-settle 30.0 --keep-seed-logs"
         assert failure.value.why == f"{words} {merging}"
 

@@ -244,3 +244,35 @@ def test_the_state_folder_lies_in_the_users_data_and_follows_the_umask(root: Pat
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o750
+
+
+def test_no_other_user_may_write_to_the_state_folder(root: Path) -> None:
+    (root / ".mle").mkdir()
+    (root / ".mle").chmod(0o777)
+    assert stat.S_IMODE(os.stat(ownership.state_dir(str(root))).st_mode) == 0o755
+
+
+def test_a_state_folder_elsewhere_may_be_linked_to_by_its_owner(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "fast").mkdir()
+    (root / ".mle").symlink_to(tmp_path / "fast")
+    ownership.state_dir(str(root))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run the tests as root")
+@pytest.mark.parametrize("theirs", [".mle", ".mle/staging", ".mle/journal", "link", "target"])
+def test_what_another_user_made_for_us_is_not_used(root: Path, tmp_path: Path, theirs: str) -> None:
+    """Else links in it would have us remove, or overwrite, files of our own elsewhere."""
+    if theirs in ("link", "target"):
+        (tmp_path / "ours").mkdir()
+        (root / ".mle").symlink_to(tmp_path / "ours")
+        path = root / ".mle" if theirs == "link" else tmp_path / "ours"
+    else:
+        (root / ".mle").mkdir()
+        path = root / theirs
+        if path != root / ".mle":
+            path.symlink_to(tmp_path)
+    os.chown(path, 61001, -1, follow_symlinks=False)
+    with pytest.raises(PermissionError, match="belongs to user 61001"):
+        ownership.state_dir(str(root))
+    with pytest.raises(PermissionError, match="belongs to user 61001"):
+        RootLock(str(root)).acquire()
