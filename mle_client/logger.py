@@ -102,6 +102,10 @@ class MLELogger:
         num_seeds: how many seeds this configuration has, if known.
         on_error: called from another thread with what goes wrong in the background.
         strict: raise what went wrong in the background at the next update() or save.
+        on_full: what update() does when the daemon cannot keep up, and memory and disk have taken
+            what they may: "drop_newest" drops the tick and counts it, "block" first waits for room;
+            None for what the variable MLE_ON_FULL says, else "drop_newest".
+        block_timeout: seconds that one update() waits at most, with "block".
         retention: further rules of `mle_client.retention`; a checkpoint stays in models/retained
             while one of them wants it.
 
@@ -145,12 +149,16 @@ class MLELogger:
         num_seeds: int | None = None,
         on_error: Callable[[MLEError], None] | None = None,
         strict: bool = False,
+        on_full: str | None = None,
+        block_timeout: float = 10.0,
         retention: Sequence[Rule] = (),
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self.seed_id = arguments.checked_seed_id(seed_id)
         self.model_type = arguments.checked_model_type(model_type)
         seeds = arguments.checked_num_seeds(num_seeds)
+        self._wait_s = arguments.checked_wait(on_full, block_timeout)
+        self._spill_bytes = arguments.spill_bytes()
         self.log_every_j_steps = log_every_j_steps
         self.print_every_k_updates = print_every_k_updates
         self.time_to_print, self.what_to_print = time_to_print, what_to_print
@@ -471,7 +479,8 @@ class MLELogger:
         Returns:
             `sent`, `acked` and `published`: positions in bytes of this process's stream; `ticks`
             acknowledged; `bytes_waiting` for an acknowledgement, `lag_s` the age of the oldest of
-            these ticks in seconds, `lost` ticks, and whether a daemon is `connected`.  Models,
+            these ticks in seconds, `lost` ticks, `blocked_s` that update() has waited for room
+            (`on_full`), and whether a daemon is `connected`.  Models,
             figures and objects that are `unstored` yet, and the fields of `saving.Counts`.
         """
         channel = self._channel
@@ -487,6 +496,7 @@ class MLELogger:
             "bytes_waiting": channel.producer.catch_up() - session.acked,
             "lag_s": max(0.0, time.time() - waiting[0]) if waiting else 0.0,
             "lost": channel.producer.lost,
+            "blocked_s": channel.producer.blocked_s,
             "connected": self._transport.connected,
             "unstored": self._transport.shipper.unstored(channel.producer.id),
             "dropped": self._transport.shipper.dropped(channel.producer.id),
@@ -624,6 +634,7 @@ class MLELogger:
             producer,
             {"pid": process.pid, "directory": run.directory, "seed_id": run.seed_id},
             fall_back=lambda: os.path.join(runtime.ring_dir(root, under_root=True), producer.hex()),
+            spill_bytes=self._spill_bytes,
         )
 
         def ask_to_save() -> None:
@@ -637,6 +648,7 @@ class MLELogger:
             on_artifacts=self._artifacts,
             on_lost=lambda reason: self._failed(MLEError(reason)),
             tally=Tally() if self._saver.needs_ticks or run.tboard or run.wandb else None,
+            wait_s=self._wait_s,
         )
         arena = Arena(
             os.path.join(ring.directory, layout.SNAPSHOTS_DIR),

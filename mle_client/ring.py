@@ -312,7 +312,9 @@ class Ring:
                 return _create_segment(path, size, self._producer, True)
             except OSError as error:
                 raise RingFull(str(error)) from error
-        raise RingFull(f"{on_disk} bytes are spilled; {self._spill_bytes} is the bound")
+        raise RingFull(
+            f"{on_disk} bytes are spilled, and {self._spill_bytes} (MLE_SPILL_BYTES) is the bound"
+        )
 
 
 def has_room(directory: str, size: int) -> bool:
