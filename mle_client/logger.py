@@ -7,6 +7,7 @@ the daemon.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,9 +15,9 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mle_client import (
     arguments,
@@ -50,6 +51,8 @@ _LOG = logging.getLogger("mle_client")
 
 _KEPT_ERRORS: Final = 100
 _CONSOLE_TIMEOUT_S: Final = 1.0  # for what waits to be printed, when a run ends
+_READ_TRIES: Final = 10  # at what is recycled meanwhile: two are rare, ten mean that nothing waits
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,10 +375,9 @@ class MLELogger:
         if self._shown is not None:
             self._shown.close(_CONSOLE_TIMEOUT_S)
         ring = channel.producer.ring
-        waiting = self._unacknowledged(channel)
         report = Report(
             channel.session.ticks,
-            len(waiting),
+            self._read_waiting(channel, lambda blocks: sum(map(len, blocks))),
             channel.producer.lost,
             unstored,
             channel.refused_artifacts,
@@ -486,7 +488,7 @@ class MLELogger:
         channel = self._channel
         if channel is None:
             return {}
-        waiting = self._unacknowledged(channel)
+        oldest = self._read_waiting(channel, lambda blocks: next(blocks, None))
         session = channel.session
         return {
             "sent": session.sent,
@@ -494,7 +496,7 @@ class MLELogger:
             "published": session.published,
             "ticks": session.ticks,
             "bytes_waiting": channel.producer.catch_up() - session.acked,
-            "lag_s": max(0.0, time.time() - waiting[0]) if waiting else 0.0,
+            "lag_s": 0.0 if oldest is None else max(0.0, time.time() - float(oldest.times[0])),
             "lost": channel.producer.lost,
             "blocked_s": channel.producer.blocked_s,
             "connected": self._transport.connected,
@@ -688,18 +690,25 @@ class MLELogger:
         if error is not None:
             raise error
 
-    def _unacknowledged(self, channel: Channel) -> list[float]:
-        """The time stamps of this stream's ticks that the daemon has not acknowledged."""
+    def _read_waiting(
+        self, channel: Channel, read: Callable[[Iterator[wire.Block]], _Read]
+    ) -> _Read:
+        """Read this stream's ticks that the daemon has not acknowledged, oldest first.
+
+        A piece at a time: there may be a gigabyte of them.  What is recycled in the middle of that
+        has been acknowledged, and reading begins anew.
+        """
+        for _ in range(_READ_TRIES):
+            with contextlib.suppress(LookupError):
+                return read(self._waiting(channel))
+        return read(iter(()))
+
+    def _waiting(self, channel: Channel) -> Iterator[wire.Block]:
         decoder = wire.StreamDecoder(channel.producer.schemas)
-        try:
-            pending = [
-                bytes(view) for _, view in channel.producer.ring.pending(channel.session.acked)
-            ]
-        except LookupError:  # acknowledged meanwhile
-            return []
-        records = [record for part in pending for record in decoder.decode(part)]
-        blocks = [record for record in records if isinstance(record, wire.Block)]
-        return [float(seconds) for block in blocks for seconds in block.times]
+        for part in channel.producer.ring.copies(channel.session.acked):
+            for record in decoder.decode(part):
+                if isinstance(record, wire.Block):
+                    yield record
 
     def forked(self) -> None:
         """In a forked child: the stream is the parent's; a first update begins one of our own."""

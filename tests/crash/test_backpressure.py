@@ -108,8 +108,8 @@ def produce(plan: Plan, folder: str, seed: int, said: int, asked: int) -> None:
     while plan.goes_on(number, producer.lost, time.monotonic() - began):
         log.update(*checker.tick(seed, number))
         number += 1
-    grown = max(0, psutil.Process().memory_info().rss - before)
     stats = log.stats()
+    grown = max(0, psutil.Process().memory_info().rss - before)
     os.write(said, b"!")
     os.read(asked, 1)
     report = log.close(timeout=60)
