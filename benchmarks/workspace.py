@@ -26,7 +26,15 @@ from mle_client import MLELogger, discovery, layout, runtime
 
 # Of the caller's shell: they would send what we log to another daemon, or make every save wait.
 _FOREIGN_SETTINGS: Final = (
-    *("MLE_DAEMON", "MLE_SYNC", "MLE_MERGE", "MLE_KEEP_SEED_LOGS", "NOTIFY_SOCKET"),
+    *(
+        "MLE_DAEMON",
+        "MLE_SYNC",
+        "MLE_ON_FULL",
+        "MLE_SPILL_BYTES",
+        "MLE_MERGE",
+        "MLE_KEEP_SEED_LOGS",
+        "NOTIFY_SOCKET",
+    ),
 )
 _STOP_TIMEOUT_S: Final = 120.0
 _CPU_CLOCK: Final = 2  # Linux: CPUCLOCK_SCHED, the CPU time of all threads of a process

@@ -9,18 +9,65 @@ import importlib.util
 import numbers
 import operator
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 from mle_client import configs, layout
 from mle_client import messages as m
 from mle_client.retention import Policy, Rule
+from mle_client.ring import SPILL_BYTES
 
 MODEL_TYPES: Final = ("torch", "tensorflow", "jax", "sklearn", "numpy", "no-model-type")
 # More seeds of one configuration than anybody runs; a number above is a mistake.
 _MAX_SEEDS: Final = 10**6
 # What a checkpoint is marked with where nobody says: every tick has it.
 _DEFAULT_TIME: Final = "num_updates"
+
+
+# What update() does where there is no room: it never waits, or it waits up to a bound.
+DROP_NEWEST: Final = "drop_newest"
+BLOCK: Final = "block"
+ON_FULL_VARIABLE: Final = "MLE_ON_FULL"
+SPILL_BYTES_VARIABLE: Final = "MLE_SPILL_BYTES"
+
+
+def checked_wait(on_full: object, block_timeout: object) -> float:
+    """Seconds that one update() may wait for room.
+
+    Args:
+        on_full: `DROP_NEWEST`, `BLOCK`, or None for what the variable MLE_ON_FULL says.
+        block_timeout: of `BLOCK`.
+
+    Raises:
+        TypeError, ValueError: one of them is something else; says what to give instead.
+    """
+    said_by = "on_full" if on_full is not None else ON_FULL_VARIABLE
+    policy = on_full if on_full is not None else os.environ.get(ON_FULL_VARIABLE) or DROP_NEWEST
+    if policy not in (DROP_NEWEST, BLOCK):
+        raise ValueError(f"{said_by}={policy!r}: give {DROP_NEWEST!r} or {BLOCK!r}")
+    if isinstance(block_timeout, bool) or not isinstance(block_timeout, numbers.Real):
+        raise TypeError(f"block_timeout={block_timeout!r}: give a number of seconds")
+    seconds = float(block_timeout)
+    if not 0.0 <= seconds < threading.TIMEOUT_MAX:
+        raise ValueError(
+            f"block_timeout={block_timeout!r}: give a number of seconds, 0 or more, with an end"
+        )
+    return seconds if policy == BLOCK else 0.0
+
+
+def spill_bytes() -> int:
+    """How many bytes a logger may keep on disk, by the variable MLE_SPILL_BYTES.
+
+    Raises:
+        ValueError: it is no such number; says what to give instead.
+    """
+    said = os.environ.get(SPILL_BYTES_VARIABLE) or str(SPILL_BYTES)
+    if not (said.isascii() and said.isdigit()):
+        raise ValueError(
+            f"{SPILL_BYTES_VARIABLE}={said!r}: give a whole number of bytes, such as {SPILL_BYTES}"
+        )
+    return int(said)
 
 
 def checked_model_type(model_type: object) -> str:

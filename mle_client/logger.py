@@ -7,6 +7,7 @@ the daemon.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,9 +15,9 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mle_client import (
     arguments,
@@ -50,6 +51,8 @@ _LOG = logging.getLogger("mle_client")
 
 _KEPT_ERRORS: Final = 100
 _CONSOLE_TIMEOUT_S: Final = 1.0  # for what waits to be printed, when a run ends
+_READ_TRIES: Final = 10  # at what is recycled meanwhile: two are rare, ten mean that nothing waits
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,10 @@ class MLELogger:
         num_seeds: how many seeds this configuration has, if known.
         on_error: called from another thread with what goes wrong in the background.
         strict: raise what went wrong in the background at the next update() or save.
+        on_full: what update() does when the daemon cannot keep up, and memory and disk have taken
+            what they may: "drop_newest" drops the tick and counts it, "block" first waits for room;
+            None for what the variable MLE_ON_FULL says, else "drop_newest".
+        block_timeout: seconds that one update() waits at most, with "block".
         retention: further rules of `mle_client.retention`; a checkpoint stays in models/retained
             while one of them wants it.
 
@@ -145,12 +152,16 @@ class MLELogger:
         num_seeds: int | None = None,
         on_error: Callable[[MLEError], None] | None = None,
         strict: bool = False,
+        on_full: str | None = None,
+        block_timeout: float = 10.0,
         retention: Sequence[Rule] = (),
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self.seed_id = arguments.checked_seed_id(seed_id)
         self.model_type = arguments.checked_model_type(model_type)
         seeds = arguments.checked_num_seeds(num_seeds)
+        self._wait_s = arguments.checked_wait(on_full, block_timeout)
+        self._spill_bytes = arguments.spill_bytes()
         self.log_every_j_steps = log_every_j_steps
         self.print_every_k_updates = print_every_k_updates
         self.time_to_print, self.what_to_print = time_to_print, what_to_print
@@ -364,10 +375,9 @@ class MLELogger:
         if self._shown is not None:
             self._shown.close(_CONSOLE_TIMEOUT_S)
         ring = channel.producer.ring
-        waiting = self._unacknowledged(channel)
         report = Report(
             channel.session.ticks,
-            len(waiting),
+            self._read_waiting(channel, lambda blocks: sum(map(len, blocks))),
             channel.producer.lost,
             unstored,
             channel.refused_artifacts,
@@ -471,13 +481,14 @@ class MLELogger:
         Returns:
             `sent`, `acked` and `published`: positions in bytes of this process's stream; `ticks`
             acknowledged; `bytes_waiting` for an acknowledgement, `lag_s` the age of the oldest of
-            these ticks in seconds, `lost` ticks, and whether a daemon is `connected`.  Models,
+            these ticks in seconds, `lost` ticks, `blocked_s` that update() has waited for room
+            (`on_full`), and whether a daemon is `connected`.  Models,
             figures and objects that are `unstored` yet, and the fields of `saving.Counts`.
         """
         channel = self._channel
         if channel is None:
             return {}
-        waiting = self._unacknowledged(channel)
+        oldest = self._read_waiting(channel, lambda blocks: next(blocks, None))
         session = channel.session
         return {
             "sent": session.sent,
@@ -485,8 +496,9 @@ class MLELogger:
             "published": session.published,
             "ticks": session.ticks,
             "bytes_waiting": channel.producer.catch_up() - session.acked,
-            "lag_s": max(0.0, time.time() - waiting[0]) if waiting else 0.0,
+            "lag_s": 0.0 if oldest is None else max(0.0, time.time() - float(oldest.times[0])),
             "lost": channel.producer.lost,
+            "blocked_s": channel.producer.blocked_s,
             "connected": self._transport.connected,
             "unstored": self._transport.shipper.unstored(channel.producer.id),
             "dropped": self._transport.shipper.dropped(channel.producer.id),
@@ -624,6 +636,7 @@ class MLELogger:
             producer,
             {"pid": process.pid, "directory": run.directory, "seed_id": run.seed_id},
             fall_back=lambda: os.path.join(runtime.ring_dir(root, under_root=True), producer.hex()),
+            spill_bytes=self._spill_bytes,
         )
 
         def ask_to_save() -> None:
@@ -637,6 +650,7 @@ class MLELogger:
             on_artifacts=self._artifacts,
             on_lost=lambda reason: self._failed(MLEError(reason)),
             tally=Tally() if self._saver.needs_ticks or run.tboard or run.wandb else None,
+            wait_s=self._wait_s,
         )
         arena = Arena(
             os.path.join(ring.directory, layout.SNAPSHOTS_DIR),
@@ -676,18 +690,25 @@ class MLELogger:
         if error is not None:
             raise error
 
-    def _unacknowledged(self, channel: Channel) -> list[float]:
-        """The time stamps of this stream's ticks that the daemon has not acknowledged."""
+    def _read_waiting(
+        self, channel: Channel, read: Callable[[Iterator[wire.Block]], _Read]
+    ) -> _Read:
+        """Read this stream's ticks that the daemon has not acknowledged, oldest first.
+
+        A piece at a time: there may be a gigabyte of them.  What is recycled in the middle of that
+        has been acknowledged, and reading begins anew.
+        """
+        for _ in range(_READ_TRIES):
+            with contextlib.suppress(LookupError):
+                return read(self._waiting(channel))
+        return read(iter(()))
+
+    def _waiting(self, channel: Channel) -> Iterator[wire.Block]:
         decoder = wire.StreamDecoder(channel.producer.schemas)
-        try:
-            pending = [
-                bytes(view) for _, view in channel.producer.ring.pending(channel.session.acked)
-            ]
-        except LookupError:  # acknowledged meanwhile
-            return []
-        records = [record for part in pending for record in decoder.decode(part)]
-        blocks = [record for record in records if isinstance(record, wire.Block)]
-        return [float(seconds) for block in blocks for seconds in block.times]
+        for part in channel.producer.ring.copies(channel.session.acked):
+            for record in decoder.decode(part):
+                if isinstance(record, wire.Block):
+                    yield record
 
     def forked(self) -> None:
         """In a forked child: the stream is the parent's; a first update begins one of our own."""

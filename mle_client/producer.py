@@ -43,6 +43,9 @@ _NO_KEYS: Final[TickKey] = ((), ())
 # may fall between two steps of another thread; twenty in a row do not.
 _LOST_AFTER_LOOKS: Final = 20
 _LOOK_EVERY_S: Final = 0.0005
+# How often a tick that waits for room looks for it.  The sender makes room every 20 ms at most, and
+# a look costs some ten microseconds.
+_ROOM_EVERY_S: Final = 0.002
 # Behind a record that no tick of a known shape follows: msgpack's nil, as good as any but zero.
 _COMMITTED: Final = 0xC0
 # More schemas than this are not kept ready; the general way still takes the ticks.
@@ -78,6 +81,7 @@ class Producer:
             tick that has any of the last four, once the tick is written.
         on_lost: called with a reason when a tick could not be kept.
         tally: counts the ticks, where `latest` will be asked for.
+        wait_s: seconds that `update` may wait for room before it drops a tick.
     """
 
     def __init__(
@@ -90,17 +94,20 @@ class Producer:
         on_artifacts: Callable[..., None],
         on_lost: Callable[[str], None],
         tally: Tally | None = None,
+        wait_s: float = 0.0,
     ) -> None:
         self.id = producer
         self.ring = ring
         self.run = run
         self.lost = 0  # ticks that could not be kept
+        self.blocked_s = 0.0  # that `update` has waited for room
         self._gap = 0  # of these, not yet told in the stream
         self.has_ended = False  # and the stream says so
         self._on_save = on_save
         self._on_artifacts = on_artifacts
         self._on_lost = on_lost
         self._tally = tally
+        self._wait_s = wait_s
         self._counting = threading.RLock()  # of the tally; `update` never takes it
         self._closed = ""
         # By schema that has writers: where the baton lies for them, and the head of their ticks.
@@ -270,7 +277,7 @@ class Producer:
             self._select(update)
             update(clock_tick, stats_tick, None, None, None, None, save)
             return
-        self._take(time.time(), clock_tick, stats_tick, key)
+        self._take(time.time(), clock_tick, stats_tick, key, self._wait_s)
         if not plain:
             self._on_artifacts(clock_tick, stats_tick, *artifacts)
         if save:
@@ -282,14 +289,44 @@ class Producer:
         clock: Mapping[str, Any],
         stats: Mapping[str, Any],
         key: TickKey = _NO_KEYS,
+        wait_s: float = 0.0,
     ) -> None:
         described = ticks.describe(clock, stats)
         if self._is_nested():
             self._set_aside.append((seconds, dict(clock), dict(stats)))
             return
-        schema = self._write_tick(seconds, described)
-        if key != _NO_KEYS and described.direct is not None and wire.has_fixed_layout(schema):
+        schema = self._write_or_drop(seconds, described, wait_s)
+        # None of a schema that is not in the stream: its writer would need no room but its own.
+        if schema is None or key == _NO_KEYS:
+            return
+        if described.direct is not None and wire.has_fixed_layout(schema):
             self._make_ready(key, schema, described.direct)
+
+    def _write_or_drop(
+        self, seconds: float, described: ticks.Described, wait_s: float
+    ) -> m.Schema | None:
+        """Put a tick behind the others; drop it if so many seconds have made no room for it.
+
+        Nothing is held while it waits, so that a signal, another thread, a fork and `close` find
+        everything as between two ticks.
+
+        Returns:
+            Its schema; None where it was dropped.
+        """
+        began, waited = time.monotonic(), 0.0
+        while True:
+            is_last = waited >= wait_s
+            try:
+                return self._write_tick(seconds, described, drop=is_last)
+            except RingFull as error:
+                if is_last:
+                    after = f" after {wait_s:g} s" if wait_s else ""
+                    self._on_lost(f"a tick was dropped{after}: {error}")
+                    return None
+            before = waited
+            time.sleep(_ROOM_EVERY_S)
+            waited = time.monotonic() - began
+            self.blocked_s += waited - before
 
     def _check_kinds(self, described: ticks.Described) -> None:
         """Refuse a key whose values no longer fit its column, before anything is written."""
@@ -370,26 +407,35 @@ class Producer:
             self._on_lost(f"what a signal handler saved cannot be noted: {error}")
 
     # --- code that holds the baton --------------------------------------------------------------
-    def _write_tick(self, seconds: float, described: ticks.Described) -> m.Schema:
-        """Put a tick behind the others, after its schema if that is new; count one without room.
+    def _write_tick(self, seconds: float, described: ticks.Described, *, drop: bool) -> m.Schema:
+        """Put a tick behind the others, after its schema if that is new.
+
+        Args:
+            drop: count it as lost where there is no room for it.
+
+        Returns:
+            Its schema.
 
         Raises:
+            RingFull: there is no room for it.
             ValueError: the tick does not fit those before it; nothing was written.
         """
         self._acquire()
         expected = self._home.schema
         try:
-            expected = schema = self._schema(described)
+            schema = self._schema(described)
             record = _encode_tick(schema, seconds, described.values)
             self._put_gap()
             if (schema.clock, schema.stats) not in self._schemas:
                 self._put(wire.encode_record(schema))
                 self._register(schema)
             self._put(record)
-        except RingFull as error:
-            self.lost += 1
-            self._gap += 1
-            self._on_lost(f"a tick was dropped: {error}")
+            expected = schema
+        except RingFull:
+            if drop:
+                self.lost += 1
+                self._gap += 1
+            raise
         finally:
             self._give(expected)
         return schema
@@ -478,6 +524,7 @@ class Producer:
 
         Args:
             schema: of the next tick, most likely; its head is written, if it has a fixed layout.
+                No writer is to put one before the gap that has to be told first.
         """
         active = self.ring.active
         if self._bound is not active.buffer:
@@ -485,7 +532,7 @@ class Producer:
                 writer.bind(active.buffer)
             self._bound = active.buffer
         home = _Home([], None, b"", active)
-        if schema is not None and schema.number in self._homes:
+        if schema is not None and not self._gap and schema.number in self._homes:
             baton, head = self._homes[schema.number]
             behind = active.end + len(head)
             if behind < active.size:

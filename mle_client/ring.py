@@ -55,6 +55,7 @@ MEMORY_FREE_SHARE: Final = 0.25
 MEMORY_FREE_BYTES: Final = 4 * 2**30
 # On disk, a producer: some 17 million ticks of four values.
 SPILL_BYTES: Final = 2**30
+_RECYCLED: Final = "a segment was recycled while it was read"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -241,6 +242,28 @@ class Ring:
             if start < end:
                 yield segment.base + start - HEADER_BYTES, segment.content(start, end)
 
+    def copies(self, position: int) -> Iterator[bytes]:
+        """As `pending`, for a thread beside the one that calls `release`.
+
+        Raises:
+            LookupError: what was to come next was recycled meanwhile.
+        """
+        for start, view in self._still_there(position):
+            copy = bytes(view)
+            # What is passed over, or lies before the ring's beginning by now, may be other records.
+            if start != position or start < self.segments[0].base:
+                raise LookupError(_RECYCLED)
+            position += len(copy)
+            yield copy
+        if position < self.segments[0].base:
+            raise LookupError(_RECYCLED)
+
+    def _still_there(self, position: int) -> Iterator[tuple[int, memoryview]]:
+        try:
+            yield from self.pending(position)
+        except (FileNotFoundError, ValueError) as error:  # unlinked or unmapped since
+            raise LookupError(_RECYCLED) from error
+
     def release(self, position: int) -> None:
         """Recycle the segments that lie wholly before a position."""
         while len(self.segments) > 1 and self.segments[0].end_position <= position:
@@ -312,7 +335,9 @@ class Ring:
                 return _create_segment(path, size, self._producer, True)
             except OSError as error:
                 raise RingFull(str(error)) from error
-        raise RingFull(f"{on_disk} bytes are spilled; {self._spill_bytes} is the bound")
+        raise RingFull(
+            f"{on_disk} bytes are spilled, and {self._spill_bytes} (MLE_SPILL_BYTES) is the bound"
+        )
 
 
 def has_room(directory: str, size: int) -> bool:

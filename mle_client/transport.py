@@ -143,6 +143,9 @@ class Transport:
         self, producer: Producer, arena: Arena, on_error: Callable[[MLEError], None]
     ) -> Channel:
         """Begin to ship a producer's ring and its snapshots."""
+        # Here and not in the thread: a child forked in the middle of an import has half a module.
+        import zmq  # noqa: F401
+
         channel = Channel(producer, arena, on_error)
         self.shipper.add(producer.id, on_error)
         with self._lock:

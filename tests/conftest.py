@@ -30,7 +30,15 @@ settings.register_profile("long", max_examples=5_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
 # Settings of the caller's shell that would change what a daemon or a logger does.
-FOREIGN_SETTINGS = ("MLE_DAEMON", "MLE_KEYS", "MLE_SYNC", "MLE_KEEP_SEED_LOGS", "NOTIFY_SOCKET")
+FOREIGN_SETTINGS = (
+    "MLE_DAEMON",
+    "MLE_KEYS",
+    "MLE_SYNC",
+    "MLE_ON_FULL",
+    "MLE_SPILL_BYTES",
+    "MLE_KEEP_SEED_LOGS",
+    "NOTIFY_SOCKET",
+)
 DESCRIPTORS = Path("/proc/self/fd")  # Linux; elsewhere descriptors go unchecked
 # Helpers that multiprocessing starts when first needed and keeps until the interpreter exits.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")

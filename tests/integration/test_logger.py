@@ -99,6 +99,8 @@ def test_a_config_dict_is_stored_and_comes_back(served: Path) -> None:
         ({"save_top_k_ckpt": 3}, ValueError, "top_k_metric_name"),
         ({"save_every_k_ckpt": 0}, ValueError, "at least 1"),
         ({"retention": [3]}, TypeError, "list of rules"),
+        ({"on_full": "wait"}, ValueError, "'drop_newest' or 'block'"),
+        ({"on_full": "block", "block_timeout": float("inf")}, ValueError, "with an end"),
         ({"use_wandb": True, "wandb_config": {"projekt": "x"}}, ValueError, "projekt"),
     ],
 )
@@ -615,9 +617,8 @@ def test_a_log_that_somebody_removes_is_begun_anew(served: Path) -> None:
 def test_a_run_that_ends_on_a_full_disk_is_ended_once_there_is_room(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "mle_client.logger.Ring", functools.partial(Ring, memory_bytes=2**19, spill_bytes=0)
-    )
+    monkeypatch.setattr("mle_client.logger.Ring", functools.partial(Ring, memory_bytes=2**19))
+    monkeypatch.setenv("MLE_SPILL_BYTES", "0")
     with daemons.running(root) as daemon:
         log = MLELogger(str(root / "run"), on_error=lambda error: None)
         log.update({"step": 0}, {"loss": 0.5})

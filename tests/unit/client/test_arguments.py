@@ -208,3 +208,47 @@ def test_a_package_that_is_missing_is_named_with_what_to_install() -> None:
     arguments.require("json", "use_tboard", "tboard")
     with pytest.raises(ModuleNotFoundError, match=r"use_wandb needs no_such_thing: pip install"):
         arguments.require("no_such_thing", "use_wandb", "wandb")
+
+
+def test_update_never_waits_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arguments.checked_wait(None, 10.0) == 0.0
+    assert arguments.checked_wait("block", 10) == 10.0
+    monkeypatch.setenv("MLE_ON_FULL", "block")
+    assert arguments.checked_wait(None, 2.5) == 2.5
+    assert arguments.checked_wait("drop_newest", 2.5) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("on_full", "block_timeout", "error"),
+    [
+        ("wait", 10.0, ValueError),
+        (True, 10.0, ValueError),
+        ("block", "10", TypeError),
+        ("block", True, TypeError),
+        ("block", None, TypeError),
+        ("block", -1, ValueError),
+        ("block", float("inf"), ValueError),
+        ("drop_newest", float("nan"), ValueError),
+    ],
+)
+def test_what_is_no_bounded_wait_is_refused(
+    on_full: Any, block_timeout: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="give"):
+        arguments.checked_wait(on_full, block_timeout)
+
+
+def test_a_wrong_policy_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLE_ON_FULL", "drop")
+    with pytest.raises(ValueError, match="MLE_ON_FULL='drop': give 'drop_newest' or 'block'"):
+        arguments.checked_wait(None, 10.0)
+
+
+def test_the_bound_on_disk_may_be_said_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arguments.spill_bytes() == 2**30
+    monkeypatch.setenv("MLE_SPILL_BYTES", "4096")
+    assert arguments.spill_bytes() == 4096
+    for wrong in ("1GiB", "-1", "1e9", "٣"):
+        monkeypatch.setenv("MLE_SPILL_BYTES", wrong)
+        with pytest.raises(ValueError, match="whole number of bytes"):
+            arguments.spill_bytes()

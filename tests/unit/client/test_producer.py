@@ -30,7 +30,9 @@ from tests.unit.client.test_wire import RUN
 class Stage:
     """A producer whose `update` is called as user code calls it."""
 
-    def __init__(self, folder: Path, tally: Tally | None = None, **bounds: int) -> None:
+    def __init__(
+        self, folder: Path, tally: Tally | None = None, wait_s: float = 0.0, **bounds: int
+    ) -> None:
         self.saves = 0
         self.artifacts: list[Any] = []
         self.lost: list[str] = []
@@ -46,6 +48,7 @@ class Stage:
             on_artifacts=lambda *artifacts: self.artifacts.append(artifacts),
             on_lost=self.lost.append,
             tally=tally,
+            wait_s=wait_s,
         )
         self.producer.install(lambda update: setattr(self, "update", update))
 
@@ -56,6 +59,16 @@ class Stage:
         self.producer.catch_up()
         stream = b"".join(bytes(view) for _, view in self.ring.pending(0))
         return wire.StreamDecoder().decode(stream)
+
+    def fill(self, left: int) -> int:
+        """Log ticks until fewer bytes than `left` are free.  Returns: how many."""
+        for number in range(10**6):
+            self.producer.catch_up()
+            if self.ring.active.size - self.ring.active.end < left:
+                break
+            self.update({"step": number}, {"loss": 0.5})
+        assert self.producer.lost == 0
+        return number
 
     def column(self, name: str) -> list[Any]:
         """The values of one key, in stream order."""
@@ -302,6 +315,149 @@ def test_when_nothing_has_room_ticks_are_counted_and_the_stream_says_so(tmp_path
     assert sum(gap.ticks for gap in gaps) == lost
     assert stage.column("step")[-1] == 10_000
     stage.ring.delete()
+
+
+def test_ticks_whose_schema_was_dropped_are_dropped_too(tmp_path: Path) -> None:
+    """A daemon refuses a stream with ticks of a schema that it was not sent."""
+    stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    before = stage.fill(left=120)
+    for _ in range(3):
+        stage.update({}, {"k" * 150: 1})
+    assert stage.producer.lost == 3
+    assert stage.column("step") == list(range(before))
+    stage.ring._memory_bytes = 2**20  # room again
+    stage.update({}, {"k" * 150: 2})
+    assert stage.column("k" * 150) == [2]
+    stage.ring.delete()
+
+
+def test_no_tick_comes_before_the_gap_that_is_before_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    before = stage.fill(left=1_000)
+    for number in range(3):  # too large for what is free; the next ones are not
+        stage.update({}, {"text": "x" * 2_000})
+        stage.update({"step": before + 2 * number}, {"loss": 0.5})
+        stage.update({"step": before + 2 * number + 1}, {"loss": 0.5})
+    kinds = [
+        f"lost {each.ticks}" if isinstance(each, m.Gap) else f"{len(each)} stored"
+        for each in stage.records()
+        if isinstance(each, m.Gap | wire.Block)
+    ]
+    assert kinds == [f"{before} stored", *["lost 1", "2 stored"] * 3]
+    assert stage.producer.lost == 3
+    stage.ring.delete()
+
+
+def test_who_is_told_of_a_loss_may_end_the_stream(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    stage.producer._on_lost = lambda reason: stage.lost.append(f"{stage.producer.close()} {reason}")
+    stage.fill(left=100)
+    stage.update({}, {"text": "x" * 2_000})
+    assert len(stage.lost) == 1
+    assert stage.producer.has_ended
+    stage.ring.delete()
+
+
+# --- waiting for room -----------------------------------------------------------------------------
+class Blocked:
+    """A thread whose update() waits for room."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.number = stage.fill(left=100)
+        self.error: Exception | None = None
+        self._stage = stage
+        self._thread = threading.Thread(target=self._log)
+        self._thread.start()
+        while not stage.producer.blocked_s:
+            time.sleep(0.001)
+
+    def _log(self) -> None:
+        try:
+            self._stage.update({"step": self.number}, {"loss": 0.5, "text": "x" * 2_000})
+        except Exception as error:
+            self.error = error
+
+    def join(self) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def blocking(tmp_path: Path) -> Iterator[Stage]:
+    """One that waits longer than any test takes."""
+    stage = Stage(tmp_path, wait_s=600, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    yield stage
+    stage.ring.delete()
+
+
+def test_a_tick_that_may_wait_is_stored_when_there_is_room(blocking: Stage) -> None:
+    blocked = Blocked(blocking)
+    blocking.ring._memory_bytes = 2**20
+    blocked.join()
+    assert blocking.column("step") == list(range(blocked.number + 1))
+    assert (blocking.producer.lost, blocking.lost) == (0, [])
+
+
+def test_a_tick_that_has_waited_in_vain_is_counted(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, wait_s=0.05, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    number = stage.fill(left=100)
+    for _ in range(2):
+        stage.update({"step": number}, {"loss": 0.5, "text": "x" * 2_000})
+    assert stage.producer.lost == 2
+    assert stage.producer.blocked_s >= 0.1
+    assert "after 0.05 s" in stage.lost[0]
+    stage.producer.close()
+    assert sum(each.ticks for each in stage.records() if isinstance(each, m.Gap)) == 2
+    stage.ring.delete()
+
+
+def test_who_waits_for_room_keeps_nobody_else_from_logging(blocking: Stage) -> None:
+    blocked = Blocked(blocking)
+    blocking.update({"step": blocked.number}, {"loss": 0.5})  # it is small enough
+    assert blocking.producer.catch_up() == blocking.ring.head
+    assert blocking.column("step") == list(range(blocked.number + 1))
+    blocking.producer.close()
+    blocked.join()
+
+
+def test_a_stream_may_end_while_a_tick_waits_for_room(blocking: Stage) -> None:
+    blocked = Blocked(blocking)
+    blocking.producer.close()
+    blocked.join()
+    assert isinstance(blocked.error, LoggerClosed)
+    assert isinstance(blocking.records()[-1], m.End)
+    assert blocking.column("step") == list(range(blocked.number))
+
+
+def test_a_signal_ends_the_wait_for_room(blocking: Stage) -> None:
+    number = blocking.fill(left=100)
+
+    def interrupt(*_: object) -> None:
+        if blocking.producer.blocked_s:
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            blocking.update({"step": number}, {"loss": 0.5, "text": "x" * 2_000})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    blocking.ring._memory_bytes = 2**20
+    blocking.update({"step": number}, {"loss": 0.5})
+    assert blocking.column("step") == list(range(number + 1))
+    assert blocking.producer.lost == 0
+
+
+def test_who_reads_a_stream_never_waits_for_room(blocking: Stage) -> None:
+    """What a signal handler has logged meanwhile is dropped then; its reader is who makes room."""
+    number = blocking.fill(left=100)
+    tick = {"step": number}, {"loss": 0.5, "text": "x" * 2_000}
+    blocking.producer._set_aside.append((0.0, *tick))
+    blocking.producer.catch_up()
+    assert blocking.producer.lost == 1
 
 
 def test_a_stream_that_ends_without_room_tells_how_many_ticks_were_lost(tmp_path: Path) -> None:

@@ -91,6 +91,46 @@ def test_a_position_that_was_recycled_is_an_error(ring: Ring) -> None:
         list(ring.pending(0))
 
 
+def test_copies_are_what_is_pending(ring: Ring) -> None:
+    stream = b"".join(put(ring, text * 100_000) for text in (b"a", b"b", b"c", b"d", b"e"))
+    assert b"".join(ring.copies(0)) == stream
+    assert b"".join(ring.copies(100_001)) == stream[100_001:]
+
+
+@pytest.mark.parametrize("records", [3, 5, 7])
+@pytest.mark.parametrize("bounds", [{}, {"memory_bytes": 0}], ids=["in memory", "on disk"])
+def test_what_is_recycled_while_it_is_copied_is_never_taken_for_records(
+    tmp_path: Path, bounds: dict[str, int], records: int
+) -> None:
+    ring = make(tmp_path, **bounds)
+    for _ in range(records):
+        put(ring, b"r" * 100_000)
+    ring.roll(1)
+    copies = ring.copies(0)
+    assert next(copies) == bytes(next(ring.pending(0))[1])
+    ring.release(ring.head)
+    with pytest.raises(LookupError, match="recycled"):
+        next(copies)
+    ring.delete()
+
+
+def test_what_is_recycled_between_a_look_and_the_copy_is_noticed(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in (b"a", b"b", b"c", b"d"):
+        put(ring, text * 100_000)
+    pending = ring.pending
+
+    def late(position: int) -> Iterator[tuple[int, memoryview]]:
+        for start, view in pending(position):
+            ring.release(ring.head)
+            yield start, view
+
+    monkeypatch.setattr(ring, "pending", late)
+    with pytest.raises(LookupError, match="recycled"):
+        next(ring.copies(0))
+
+
 def test_a_record_larger_than_a_segment_gets_one_of_its_own(ring: Ring) -> None:
     texts = (b"small", b"x" * (2 * SEGMENT_BYTES), b"small")
     records = [put(ring, text) for text in texts]
