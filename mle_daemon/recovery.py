@@ -6,10 +6,9 @@ There is no other start: after a clean end there is just little to bring back.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 
-from mle_client import layout
+from mle_client import files, layout
 from mle_daemon import events as e
 from mle_daemon.journal import read_segments
 
@@ -19,7 +18,8 @@ _LOG = logging.getLogger(__name__)
 def journal_directory(root: str) -> str:
     """Where the journal of a root lies, made if need be."""
     path = layout.state_path(root, layout.JOURNAL_DIR)
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    files.make_folders(path, 0o700)
+    files.sync_folders(path, root)  # our folder was made by whoever took the lock
     return path
 
 
