@@ -4,7 +4,7 @@
 
 It logs `BURST` ticks, pauses, and looks for a line: `tell` to say how far it is, `save BYTES` for a
 checkpoint, `flush S`, `end S` to close.  Each is answered with a line of JSON.  Told to `report`,
-it says by itself, some hundred times a second, how far it is, and after each flush what was covered.
+it says by itself, some hundred times a second, how far it is, and after each flush what that was.
 """
 
 from __future__ import annotations
