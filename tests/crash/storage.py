@@ -162,13 +162,16 @@ class Trainer:
         folder: its experiment.
         seed: of its run.
         pause_s: between two bursts of ticks.
+        burst: ticks in one.
     """
 
-    def __init__(self, folder: Path, seed: int = 1, pause_s: float = 0.01) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 1, pause_s: float = 0.01, burst: int = 20
+    ) -> None:
         self.folder, self.seed = folder, seed
         command = [sys.executable, "-m", "tests.crash.storage_trainer"]
         self.process = subprocess.Popen(
-            [*command, str(folder), str(seed), str(pause_s)],
+            [*command, str(folder), str(seed), str(pause_s), str(burst)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=discovery.python_environment(),

@@ -1,10 +1,11 @@
 """A trainer that logs numbers from which each value follows, and does what it reads from a pipe.
 
-    python -m tests.crash.storage_trainer FOLDER SEED PAUSE_S
+    python -m tests.crash.storage_trainer FOLDER SEED PAUSE_S BURST
 
-It logs `BURST` ticks, pauses, and looks for a line: `tell` to say how far it is, `save BYTES` for a
-checkpoint, `flush S`, `end S` to close.  Each is answered with a line of JSON.  Told to `report`,
-it says by itself, some hundred times a second, how far it is, and after each flush what that was.
+It logs a burst of ticks, pauses, and looks for a line: `tell` to say how far it is, `save BYTES`
+for a checkpoint, `flush S`, `end S` to close.  Each is answered with a line of JSON.  Told to
+`report`, it says by itself, some hundred times a second, how far it is; told to `barriers`, it also
+saves and flushes now and then, and says after each flush what that covered.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 from mle_client import MLELogger
 from tests import checker
 
-BURST: Final = 20
 _SAVE_EVERY_S: Final = 0.3  # while it reports by itself
 _FLUSH_EVERY_S: Final = 0.25
 _WEIGHTS: Final = 20_000  # numbers in a checkpoint then
@@ -30,11 +30,12 @@ _WEIGHTS: Final = 20_000  # numbers in a checkpoint then
 class Trainer:
     """The state of one.  Args: as on the command line."""
 
-    def __init__(self, folder: str, seed: int, pause_s: float) -> None:
-        self._seed, self._pause_s = seed, pause_s
+    def __init__(self, folder: str, seed: int, pause_s: float, burst: int) -> None:
+        self._seed, self._pause_s, self._burst = seed, pause_s, burst
         self._sent = 0
         self._longest_s = 0.0
-        self._saves = 0
+        self._saves = 0  # asked for
+        self._saved = 0  # of which `update()` has returned
         self._model: Any = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._is_over = False
@@ -51,7 +52,7 @@ class Trainer:
         """Log until told to end."""
         threading.Thread(target=self._read, daemon=True).start()
         while not self._is_over:
-            for _ in range(BURST):
+            for _ in range(self._burst):
                 self._tick()
             time.sleep(self._pause_s)
             while not self._is_over and not self._lines.empty():
@@ -66,7 +67,9 @@ class Trainer:
         tick = checker.tick(self._seed, self._sent)
         begun = time.perf_counter()
         self._log.update(*tick, model=model)
-        if model is None:
+        if model is not None:
+            self._saved = self._saves
+        else:
             self._longest_s = max(self._longest_s, time.perf_counter() - begun)
         self._sent += 1
 
@@ -83,6 +86,7 @@ class Trainer:
             self._say({"flushed": self._log.flush(float(argument)), "covers": covers})
         elif verb == "report":
             threading.Thread(target=self._report, daemon=True).start()
+        elif verb == "barriers":
             threading.Thread(target=self._flush_and_save, daemon=True).start()
         elif verb == "end":
             report = self._log.close(timeout=float(argument))
@@ -103,7 +107,7 @@ class Trainer:
 
     def _report(self) -> None:
         while not self._is_over:
-            # Read before the clock: what was sent then was sent at that time or earlier.
+            # Read before the clock: it was so at that time or earlier.
             sent, acked = self._sent, self._log.stats()["ticks"]
             self._say({"sent": sent, "acked": acked, "at": time.monotonic()})
             time.sleep(0.005)
@@ -115,9 +119,9 @@ class Trainer:
                 self._saves += 1
                 self._model = {"w": np.full(_WEIGHTS, float(self._saves))}
                 save_at = time.monotonic() + _SAVE_EVERY_S
-            covers = self._sent
+            covers, saved = self._sent, self._saved
             if self._log.flush(10.0):
-                self._say({"flushed": True, "covers": covers})
+                self._say({"flushed": True, "covers": covers, "saved": saved})
             time.sleep(_FLUSH_EVERY_S)
 
     def _say(self, what: dict[str, Any]) -> None:
@@ -126,4 +130,4 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    Trainer(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])).run()
+    Trainer(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])).run()
