@@ -19,11 +19,17 @@ from typing import Final
 _COPY_BYTES: Final = 2**30  # asked of the kernel at once; it may do less
 # The kernel cannot copy between these files by itself, or a folder cannot be synced here.
 _NOT_POSSIBLE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
+# A disk that is full, over quota, broken or read-only: it may be otherwise later.
+_DISK_FAILS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
 _HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)  # by another process
 _LOOK_EVERY_S: Final = 0.02  # whether a folder is still locked
 _SAY_AFTER_S: Final = 1.0  # of waiting: whoever sits at it begins to wonder
 
 _copies = itertools.count()  # of this process, so that each has a name of its own
+
+
+class NotSynced(OSError):
+    """A file has its name, but not for sure after a power cut: its folder could not be synced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,37 @@ def _holder(fd: int) -> str:
     return "another process"
 
 
+@contextmanager
+def needing(size: int, place: str) -> Iterator[None]:
+    """Have errors of a disk say how many bytes it was to take, and where.
+
+    Args:
+        place: path of a folder or file.
+
+    Raises:
+        OSError: as it was raised, with that in it where a disk has failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = in_need(error, size, place)
+        if said is error:
+            raise
+        raise said from error
+
+
+def in_need(error: Exception, size: int, place: str) -> Exception:
+    """An error, with what a disk was to take and where, if it is one of a disk.
+
+    Args: as of `needing`.
+    """
+    if not isinstance(error, OSError) or error.errno not in _DISK_FAILS:
+        return error
+    if isinstance(error, NotSynced):
+        return error
+    return OSError(error.errno, f"{os.strerror(error.errno)}, {size} bytes are needed", place)
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of some bytes.
 
@@ -183,8 +220,8 @@ def land(staged: str, path: str, aside: str) -> None:
         aside: a path on the file system of `path`, for a copy where `staged` is on another one.
 
     Raises:
-        OSError: `path` is what it was; or, where only the folder could not be synced, it is the
-            new file, which a power cut might take back.
+        NotSynced: only the folder could not be synced: `path` is the new file.
+        OSError: `path` is what it was.
     """
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -196,7 +233,10 @@ def land(staged: str, path: str, aside: str) -> None:
             copy_durably(staged, aside)
             os.replace(aside, path)
             remove(staged)
-        _sync_folder(folder)
+        try:
+            _sync_folder(folder)
+        except OSError as error:
+            raise NotSynced(error.errno, error.strerror, os.path.dirname(path)) from error
     finally:
         os.close(folder)
 

@@ -634,7 +634,7 @@ class MLELogger:
             os.path.join(runtime.ring_dir(root), producer.hex()),
             spill,
             producer,
-            {"pid": process.pid, "directory": run.directory, "seed_id": run.seed_id},
+            {**process._asdict(), "directory": run.directory, "seed_id": run.seed_id},
             fall_back=lambda: os.path.join(runtime.ring_dir(root, under_root=True), producer.hex()),
             spill_bytes=self._spill_bytes,
         )

@@ -35,13 +35,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mle_client import wire
+from mle_client import runtime, wire
 from mle_client.messages import ProducerId
 
 MAGIC: Final = b"MLERING1"
 HEADER_BYTES: Final = 64
 BASE_WORD: Final = 1  # index of the stream position among the words of the header
 OWNER_FILE: Final = "owner"
+FULL_FILE: Final = "full"  # is there while ticks are dropped, and says why
+_OWNER_BYTES: Final = 64 * 1024  # ours have a few hundred
 UNFINISHED: Final = ".new-"  # begins the name of a folder whose owner file is not locked yet
 
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
@@ -57,6 +59,7 @@ MEMORY_FREE_BYTES: Final = 4 * 2**30
 SPILL_BYTES: Final = 2**30
 _RECYCLED: Final = "a segment was recycled while it was read"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS_HERE: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RingFull(Exception):
@@ -146,7 +149,8 @@ class Ring:
         directory: of this producer in shared memory; must not exist, its parent must.
         spill_directory: of this producer on disk; made when first needed.
         producer: its id.
-        identity: who the owner is, for people who look at the directory.
+        identity: who the owner is: for people who look at the directory, and, where there are no
+            locks, for the daemon: "pid", "started", "host" and "boot_id" as of `messages.Process`.
         fall_back: makes room elsewhere: returns what takes the place of `directory` where its file
             system is full, so that not even the owner's name can be written.
 
@@ -171,6 +175,7 @@ class Ring:
         self._memory_bytes = memory_bytes
         self._spill_bytes = spill_bytes
         self._files = 0
+        self._told = False  # that there is no room
         self._owner_fd = self._claim(identity, fall_back)
         self._spares: list[Segment] = []
         self.segments: list[Segment] = []  # oldest first; the last one is written to
@@ -213,7 +218,12 @@ class Ring:
         if self._spares and self._spares[-1].size >= needed:
             segment = self._spares.pop()
         else:
-            segment = self._new_segment(max(SEGMENT_BYTES, needed), bounded=not is_last)
+            try:
+                segment = self._new_segment(max(SEGMENT_BYTES, needed), bounded=not is_last)
+            except RingFull as error:
+                self._tell(str(error))
+                raise
+        self._tell("")
         segment.restart(base)
         full = self.active
         self.segments.append(segment)
@@ -273,6 +283,7 @@ class Ring:
             else:
                 segment.clear()
                 self._spares.append(segment)
+            self._tell("")
 
     def let_go(self) -> None:
         """Give up the ring but leave the files: a daemon may take them from now on."""
@@ -293,6 +304,19 @@ class Ring:
         self.let_go()
         for segment in (*self.segments, *self._spares):
             segment.unmap()
+
+    def _tell(self, why: str) -> None:
+        """Let the daemon know why ticks are dropped, or "" that they are not."""
+        if bool(why) == self._told:
+            return
+        self._told = bool(why)
+        path = os.path.join(self.directory, FULL_FILE)
+        with contextlib.suppress(OSError):  # where shared memory is full, too, nobody is told
+            if why:
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(why)
+            else:
+                os.unlink(path)
 
     def _claim(self, identity: dict[str, Any], fall_back: Callable[[], str] | None) -> int:
         """Claim the directory or, where there is no room, the one to fall back to."""
@@ -334,10 +358,11 @@ class Ring:
                 path = os.path.join(self._spill_directory, name)
                 return _create_segment(path, size, self._producer, True)
             except OSError as error:
-                raise RingFull(str(error)) from error
-        raise RingFull(
-            f"{on_disk} bytes are spilled, and {self._spill_bytes} (MLE_SPILL_BYTES) is the bound"
-        )
+                why = error.strerror or str(error)
+                text = f"{self._spill_directory}: {why}, {size} bytes are needed"
+                raise RingFull(text) from error
+        spilled = f"{on_disk} bytes are spilled, {self._spill_bytes} (MLE_SPILL_BYTES) is the bound"
+        raise RingFull(f"{self._spill_directory}: {spilled}")
 
 
 def has_room(directory: str, size: int) -> bool:
@@ -362,7 +387,7 @@ def _claim_directory(directory: str, identity: dict[str, Any]) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, json.dumps(identity).encode())
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd)
             os.rename(making, directory)
         except OSError:
             os.close(fd)
@@ -385,11 +410,36 @@ def take_over(directory: str) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        gone = _lock(fd) or _has_ended(os.pread(fd, _OWNER_BYTES, 0))
     except OSError:
+        gone = False
+    if not gone:
         os.close(fd)
         return None
     return fd
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file.  Returns: False where the file system has no locks."""
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return False
+    return True
+
+
+def _has_ended(identity: bytes) -> bool:
+    """Whether an owner, as it named itself, was a process of this machine that is gone."""
+    try:
+        owner = json.loads(identity)
+        process = owner["pid"], owner["started"], owner["boot_id"]
+        return runtime.sees_processes_of(owner["host"], owner["boot_id"]) and not (
+            runtime.is_running(*process)
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Protocol
 
 from mle_client import artifact_wire as aw
+from mle_client import files
 from mle_client.messages import ProducerId
 from mle_daemon import events as e
 from mle_daemon.figure_process import FigureProcess
@@ -28,9 +30,9 @@ from mle_daemon.staging import Key, Staging
 MAX_ARRIVALS: Final = 1_000
 # Whole artifacts that are remembered, 200 bytes each: a question about one costs no transfer.
 _REMEMBERED: Final = 10_000
-# After a failure, doubled each time: a disk that is full is so for minutes as a rule.
+# After a failure, and after the next ones: all goes on within seconds of the disk's recovery.
 FIRST_RETRY_S: Final = 1.0
-LAST_RETRY_S: Final = 30.0
+LAST_RETRY_S: Final = 2.0
 # Nothing was heard of an unfinished one for so long: its client is gone.  One that lives asks every
 # `parcels.STALL_AFTER_S`, and one that was only stopped begins again.
 FORGET_AFTER_S: Final = 600.0
@@ -325,11 +327,12 @@ class Arrivals:
     # --- failures -----------------------------------------------------------------------------
     def _failed(self, key: Key, arrival: Arrival, error: Exception, now: float) -> None:
         """The disk does not take it: try again, from the beginning, later."""
-        self._staging.remove(key)
+        with suppress(OSError):  # then it is made anew all the same
+            self._staging.remove(key)
         arrival.state = State.WAITING
         arrival.delay_s = min(max(FIRST_RETRY_S, 2 * arrival.delay_s), LAST_RETRY_S)
         arrival.retry_at = now + arrival.delay_s
-        text = _say(error)
+        text = _say(files.in_need(error, arrival.size, self._staging.folder))
         if text != arrival.error:
             arrival.error = text
             self._deliver(e.NotArrived(*key, text, final=False))

@@ -148,7 +148,7 @@ class Artifacts:
         waiting = self.pending.get((producer, number))
         if waiting is None or waiting.dropped or waiting.storing:
             return False
-        waiting.staged = staged
+        waiting.staged, waiting.error = staged, ""
         return True
 
     def to_store(self, directory: str, seed_id: str, now: float) -> Iterator[StoreArtifact]:
@@ -281,6 +281,12 @@ class Artifacts:
         # One that waits may have got its names from a process that was killed before it said so.
         waiting = (w.saved for w in self.pending.values() if w.is_model and not w.dropped)
         return frozenset(saved.number for saved in (*on_disk, *wanted, *waiting))
+
+    @property
+    def error(self) -> str:
+        """Why something cannot be received or stored, "" where nothing is known to fail."""
+        errors = (waiting.error for waiting in self.pending.values() if not waiting.dropped)
+        return next(filter(None, errors), "")
 
     def next_retry(self) -> float:
         """When something is to be tried again; infinity if nothing is."""

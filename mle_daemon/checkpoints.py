@@ -58,8 +58,8 @@ class Checkpoints:
         self._own = os.path.realpath(layout.state_path(self.root))
         self._token = secrets.token_hex(4)  # tells this process's unfinished files from others'
         self._named: set[tuple[str, ...]] = set()  # have all names, in folders yet to be synced
-        self._synced: set[str] = set()  # experiments whose folders survive a power cut
         self._swept: set[str] = set()  # experiments without unfinished files of earlier processes
+        self._settled: set[str] = set()  # experiments whose own name survives a power cut
         self._replaced: deque[int] = deque()  # descriptors of files that have no name any more
 
     def store(self, job: StoreArtifact) -> None:
@@ -80,15 +80,17 @@ class Checkpoints:
             if (job.staged, *targets) not in self._named:
                 if not os.path.lexists(job.staged):
                     raise RunRefused(f"{job.staged} is gone: something else has removed it")
-                for folder in folders:
-                    files.make_folders(folder)
-                if job.directory not in self._synced:
-                    files.sync_way(job.directory, self.root)  # which others have made
-                    self._synced.add(job.directory)
-                self._give_names(job.staged, targets)
+                size = os.stat(job.staged, follow_symlinks=False).st_size
+                with files.needing(size, job.directory):
+                    for folder in folders:
+                        files.make_folders(folder)
+                    self._give_names(job.staged, targets)
                 self._named.add((job.staged, *targets))
             for folder in folders:
                 files.sync_folder(folder)
+            if job.directory not in self._settled:
+                files.sync_way(job.directory, self.root)
+                self._settled.add(job.directory)
         self._named.discard((job.staged, *targets))
         # A rename between two names of one file does nothing: that of the last target, if a store
         # was broken off behind it.

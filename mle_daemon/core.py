@@ -78,7 +78,7 @@ class Core:
                 self._publisher.journaled()
                 self._intake.resume_flushes()
             case e.JournalFailed(error):
-                self._intake.journal_failed(error)
+                self._intake.journal_failed(error, now)
                 self._publisher.journal_failed()
                 self._out.extend(self._artifacts.journal_failed())
             case e.Replayed(segment, record):
@@ -163,6 +163,16 @@ class Core:
         """Why the journal cannot be written; "" if it can."""
         return self._intake.degraded
 
+    def troubles(self) -> list[str]:
+        """What keeps ticks and artifacts from the disk now, the journal's trouble first."""
+        found = [self.degraded] if self.degraded else []
+        for run in self.runs.values():
+            if run.error:
+                found.append(f"{run.path}: {run.error}")
+            if run.artifacts.error:
+                found.append(f"{run.run.directory}: {run.artifacts.error}")
+        return found
+
     @property
     def tail_bytes(self) -> int:
         """Bytes of ticks held in memory."""
@@ -187,7 +197,7 @@ class Core:
 
     def next_due(self) -> float:
         """The time at which `Tick` is wanted at the latest; infinity if there is nothing to do."""
-        return min(self._publisher.next_due(), self._groups.next_due())
+        return min(self._publisher.next_due(), self._groups.next_due(), self._intake.retry_at)
 
     def position(self, producer: m.ProducerId) -> int:
         """The position up to which the journal has a stream; 0 if it is unknown."""
@@ -287,6 +297,8 @@ class Core:
     # --- rounds -------------------------------------------------------------------------------
     def _schedule(self, now: float) -> None:
         """Decide what is due at the end of a round."""
+        if not self._intake.retry(now):
+            self._out.append(self.first_record())
         self._publisher.begin_due(now)
         for job in self._groups.due(now, leaving=self.stopping is not None):
             self._out.add(job)

@@ -29,7 +29,7 @@ from mle_client.endpoint import (
     touch_endpoint,
     write_endpoint,
 )
-from mle_client.errors import RunRefused
+from mle_client.errors import RootLocked, RunRefused
 from mle_client.keys import server_keys
 from mle_daemon import __version__, probes, recovery, status
 from mle_daemon import events as e
@@ -55,6 +55,7 @@ _SILENT_AFTER_S: Final = 35.0
 # What a stop may take before the rest is left to the journal: service managers kill after 90 s.
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
+_STALLED_S: Final = 1.0  # of a sync; a busy disk takes some tenths
 # How long one that leaves listens for those who were connecting: they need a few milliseconds.
 _LATE_S: Final = 0.05
 _STOP_TIMEOUT_S: Final = 10.0  # for what is arriving to be given up; a stalled disk can take longer
@@ -76,15 +77,21 @@ def run(config: DaemonConfig, on_ready: Callable[[Endpoint], None], detached: bo
         LogDamaged: the journal holds something that is not ours.
         OSError: the root cannot be written to, or the address is in use.
     """
-    with RootLock(config.root):
-        return Daemon(config).run(on_ready, detached)
+    with RootLock(config.root) as lock:
+        return Daemon(config, lock).run(on_ready, detached)
 
 
 class Daemon:
-    """One life of a daemon.  Args: config: of the daemon, whose root must be locked."""
+    """One life of a daemon.
 
-    def __init__(self, config: DaemonConfig) -> None:
+    Args:
+        config: of the daemon.
+        lock: of its root, which was acquired.
+    """
+
+    def __init__(self, config: DaemonConfig, lock: RootLock) -> None:
         self._config = config
+        self._lock = lock
         self._keys = server_keys(config.keys) if config.endpoint and config.keys else None
         self._id = secrets.token_hex(8)
         self._store = Store(config.root)
@@ -101,6 +108,8 @@ class Daemon:
         self._sync_failed = False
         self._give_up_at = float("inf")
         self._complete = True  # every log has all there is
+        self._has_root = True  # until it is removed, or another daemon's
+        self._endpoint: Endpoint
         self._journal: Journal
         self._server: Server
         self._writer: Writer
@@ -150,6 +159,7 @@ class Daemon:
                     options=config.as_options(),
                 )
                 write_endpoint(endpoint)
+                self._endpoint = endpoint
                 yield endpoint
             finally:
                 self._merger.stop()
@@ -218,6 +228,7 @@ class Daemon:
         if now >= self._next_scan:
             self._next_scan = now + self._config.scan_interval_s
             self._scan_rings(now)
+            self._mind_folders()
         if now >= self._next_beat:
             self._next_beat = now + BEAT_EVERY_S
             with contextlib.suppress(OSError):  # somebody removed the folder; the log says so
@@ -235,6 +246,38 @@ class Daemon:
             else:
                 _LOG.error("leaving although not everything is published; the journal has the rest")
                 self._leave = e.Leave(asked=True)
+
+    def _mind_folders(self) -> None:
+        """Go on where somebody has removed the journal, our folder, or the whole root."""
+        if not self._has_root or not (self._lock.is_lost or self._journal.is_removed):
+            return
+        if self._lock.is_lost and not self._regain_root():
+            return
+        _LOG.warning("files of the daemon were removed; what they had is published at once")
+        self._rotate()
+        self._deliver(e.PublishEverything())
+
+    def _regain_root(self) -> bool:
+        """Make our folder anew.  Returns: False where that cannot be, or need not."""
+        if self._core.idle and not os.path.lexists(self._config.root):
+            _LOG.info("the root was removed, and nobody logs to it")
+            self._has_root, self._leave = False, e.Leave(asked=False)
+            return False
+        try:
+            self._lock.regain()
+            write_endpoint(self._endpoint)
+        except RootLocked as error:
+            _LOG.error("our folder was removed, and another daemon has come: %s", error)
+            self._has_root = False
+            self._deliver(e.StopAsked())
+            return False
+        except OSError as error:
+            _LOG.warning("our folder was removed and cannot be made anew: %s", error)
+            return False
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.close()  # it makes a new file for the next line
+        return True
 
     # --- events and instructions --------------------------------------------------------------
     def _deliver_at_start(self, event: e.Event) -> None:
@@ -298,6 +341,8 @@ class Daemon:
 
     # --- the journal's segments -----------------------------------------------------------------
     def _rotate(self) -> None:
+        if not self._has_root:
+            return
         try:
             number = self._journal.rotate([(self._core.first_record(),)])
         except JournalWriteError as error:
@@ -306,6 +351,8 @@ class Daemon:
         self._core.rotated(number, ())
 
     def _drop(self, number: int) -> None:
+        if not self._has_root:  # the file of that number is another daemon's
+            return
         try:
             self._journal.drop(number)
         except JournalWriteError as error:  # it is replayed once more; nothing comes twice
@@ -413,11 +460,22 @@ class Daemon:
             root=self._config.root,
             uptime_s=now - self._started,
             version=__version__,
-            degraded=self._core.degraded,
+            troubles=[
+                *self._core.troubles(),
+                *self._stalls(now),
+                *probes.full_rings(self._config.root),
+            ],
             runs=self._core.reports(now),
             groups=self._core.group_reports(),
             meta_logs=self._core.meta_log_reports(),
         )
+
+    def _stalls(self, now: float) -> list[str]:
+        """A sync of the journal that takes long."""
+        since, path = self._journal.syncing
+        if not path or now - since < _STALLED_S:
+            return []
+        return [f"{path}: the disk stalls, a sync has taken {now - since:.0f} s so far"]
 
     @contextlib.contextmanager
     def _signals(self, detached: bool) -> Iterator[None]:
@@ -444,6 +502,9 @@ class Daemon:
     def _end(self, endpoint: Endpoint) -> int:
         """Leave the root as the next daemon, and the clients, need to find it."""
         complete = self._complete
+        if not self._has_root:
+            self._journal.close()
+            return 0 if complete else 1
         if complete:
             self._rotate()  # what the next one needs to know of runs that go on
             for file in self._journal.segments()[:-1]:

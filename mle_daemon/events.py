@@ -92,8 +92,8 @@ class PublishFailed:
     """A publication failed.
 
     Args:
-        reopen: the published file is no longer the daemon's: somebody removed or changed it.
-            Otherwise it is what it was.
+        reopen: the published file is not what it was: somebody removed or changed it, or it has
+            the new ticks, and only its name is not on disk for sure.
     """
 
     run_id: m.RunId

@@ -6,6 +6,8 @@ whose append failed counts for nothing.  What becomes of a run's file is decided
 
 from __future__ import annotations
 
+from typing import Final
+
 from mle_client import layout, wire
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
@@ -18,6 +20,10 @@ from mle_daemon.openings import Openings
 from mle_daemon.outbox import Outbox
 from mle_daemon.registry import CLOSED, Registry
 from mle_daemon.runs import RunState, Waiter
+
+# Between two attempts to have the journal written again, each with the pieces of one client: seldom
+# enough for a disk that is full for minutes, often enough for everything to go on within seconds.
+RETRY_AFTER_S: Final = 1.0
 
 
 class Intake:
@@ -34,6 +40,7 @@ class Intake:
     Attributes:
         degraded: why the journal cannot be written; "" if it can.
         staged: pieces whose append was asked for, and who sent them.
+        retry_at: when the journal is to be tried again; infinity where it can be written.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class Intake:
         self._is_full = False
         self._put_off: dict[m.ProducerId, e.Client] = {}
         self._late_flushes: list[tuple[e.Client, m.Flush]] = []
+        self.retry_at = float("inf")
+        self._turned_away: dict[m.ProducerId, e.Client] = {}  # when the journal failed
 
     # --- received -----------------------------------------------------------------------------
     def data(self, client: e.Client, data: m.Data) -> None:
@@ -166,15 +175,18 @@ class Intake:
         """The journal has all that was staged.  Next: `resume_flushes`."""
         if self.degraded:
             self._out.log("info", "the journal is being written again")
-            self.degraded = ""
+            self.degraded, self.retry_at = "", float("inf")
         staged, self.staged = self.staged, []
         latest: dict[m.ProducerId, e.Client] = {}
         for client, piece in staged:
             self._commit(segment, client, piece, now)
             latest[piece.producer] = client
+            self._turned_away.pop(piece.producer, None)
         for producer, client in latest.items():
             published = self._registry.published(producer)
             self._out.acknowledge(client, self._registry.streams[producer], published)
+        while self._turned_away:
+            self._ask_again()
 
     def resume_flushes(self) -> None:
         """Let those wait who asked while their first piece was being journaled."""
@@ -182,18 +194,41 @@ class Intake:
         for client, flush in late:
             self.flush(client, flush)
 
-    def journal_failed(self, error: str) -> None:
-        """Nothing staged counts.  The clients were not acknowledged and will send it again."""
+    def journal_failed(self, error: str, now: float) -> None:
+        """Nothing staged counts.  The clients were not acknowledged, and are to send it again."""
+        self.retry_at = now + RETRY_AFTER_S
         if self.degraded != error:
             self._out.log("error", f"the journal cannot be written: {error}")
         self.degraded = error
         staged, self.staged = self.staged, []
+        self._turned_away |= {p.producer: client for client, p in staged if client != e.NOBODY}
         streams = self._registry.streams
         for producer in {piece.producer for _, piece in staged}:
             streams[producer].roll_back()
             if streams[producer].position == 0:
                 del streams[producer]
         self._late_flushes = []
+
+    def retry(self, now: float) -> bool:
+        """Try the journal again when it is time to, by asking a client for what it had sent.
+
+        One at a time: what many have sent would be moved once a second for nothing.
+
+        Returns:
+            False where nobody can be asked, and something else is to be appended.
+        """
+        if now < self.retry_at:
+            return True
+        self.retry_at = now + RETRY_AFTER_S
+        if not self._turned_away:
+            return False
+        self._ask_again()
+        return True
+
+    def _ask_again(self) -> None:
+        producer = next(iter(self._turned_away))
+        client = self._turned_away.pop(producer)
+        self._out.send(client, m.Expect(producer, self._registry.position(producer)))
 
     def _commit(self, segment: int, client: e.Client, piece: Piece, now: float) -> None:
         """Count on a piece from now on."""

@@ -20,16 +20,19 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mle_client import files
 from mle_client.errors import MLEError
 from mle_daemon import journal_format
 from mle_daemon.journal_format import Buffer
 from mle_daemon.journal_reader import SUFFIX, SegmentFile, list_segments
 from mle_daemon.journal_reader import read_segments as read_segments  # the other half, for callers
 
+_MODE: Final = 0o700  # of the folder: what was logged is its user's
 IOV_MAX: Final = 1024  # buffers that Linux takes in one call
 
 Record = Sequence[Buffer]  # in pieces, which are written one after another
@@ -122,7 +125,8 @@ class Journal:
         self._uncut = False  # a failed append has left something behind the last's end
         self._begun_until = 0  # offset behind the records with which the last was begun
         self._closed = False
-        os.makedirs(directory, exist_ok=True)
+        self._syncing = (0.0, "")  # since when, and what
+        files.make_folders(directory, _MODE)
         earlier = list_segments(directory)
         for file in earlier:
             _settle(file)
@@ -146,6 +150,21 @@ class Journal:
         """Whether a sync would bring anything to disk."""
         with self._lock:
             return any(segment.can_sync for segment in self._segments)
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether somebody has removed the newest segment: its records are in no file any more."""
+        with self._lock:
+            newest = self._segments[-1]
+            try:
+                return not os.path.samestat(os.stat(newest.path), os.fstat(newest.fd))
+            except OSError as error:
+                return error.errno in (errno.ENOENT, errno.ENOTDIR)
+
+    @property
+    def syncing(self) -> tuple[float, str]:
+        """Since when a file is being synced, by a monotonic clock, and its path; "" if none is."""
+        return self._syncing
 
     def segments(self) -> list[SegmentFile]:
         """All segments in the folder, those of earlier starts too, oldest first."""
@@ -272,6 +291,7 @@ class Journal:
         frames, size = _frames(records, number, len(begin))
         fd = -1
         try:
+            files.make_folders(self._directory, _MODE)  # somebody may have removed it
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             _write_all(fd, [begin, *frames], 0)
             _sync_directory(self._directory)
@@ -310,6 +330,7 @@ class Journal:
 
     def _sync_segment(self, segment: _OpenSegment, end: int) -> None:
         """Bring a segment to disk up to `end`, or note that it cannot be."""
+        self._syncing = time.monotonic(), segment.path
         try:
             os.fdatasync(segment.fd)
         except OSError as error:
@@ -319,6 +340,8 @@ class Journal:
         else:
             with self._lock:
                 segment.synced = end
+        finally:
+            self._syncing = 0.0, ""
 
     def _is_replaced(self, number: int) -> bool:
         """Whether segments newer than this one are on disk, the newest as far as it was begun."""

@@ -98,13 +98,35 @@ class RootLock:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, _encode(Owner.this_process()), 0)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the lock keeps nobody out: its file was removed, or another one is there."""
+        if self._descriptor < 0:
+            return True
+        try:
+            there = os.stat(self._path)
+        except OSError as error:
+            return error.errno in (errno.ENOENT, errno.ENOTDIR)
+        return not os.path.samestat(there, os.fstat(self._descriptor))
+
+    def regain(self) -> None:
+        """Take the lock again after it was lost; the folder for it is made if need be.
+
+        Raises:
+            RootLocked: another daemon was faster.
+            OSError: it cannot be taken now.
+        """
+        self.release()
+        self.acquire()
+
     def release(self) -> None:
         """Give the lock back."""
         if self._descriptor < 0:
             return
         self._remove_stand_in()
         # The content goes first: whoever reads it must not take it for the next owner's.
-        os.ftruncate(self._descriptor, 0)
+        with contextlib.suppress(OSError):  # a disk that has become read-only
+            os.ftruncate(self._descriptor, 0)
         with contextlib.suppress(OSError):  # a file system without locks
             # Closing alone would leave the lock to a child that was forked meanwhile.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)

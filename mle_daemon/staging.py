@@ -43,7 +43,7 @@ class Staging:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files: dict[Key, _Staged] = {}
         self._open: OrderedDict[Key, int] = OrderedDict()  # descriptors, the last used one last
         os.makedirs(folder, exist_ok=True)
@@ -51,7 +51,7 @@ class Staging:
     def path(self, key: Key) -> str:
         """Where an artifact is written."""
         producer, number = key
-        return os.path.join(self._folder, f"{producer.hex()}-{number}.part")
+        return os.path.join(self.folder, f"{producer.hex()}-{number}.part")
 
     def begin(self, key: Key, size: int) -> None:
         """Make a file anew, with room for so many bytes.
@@ -60,7 +60,7 @@ class Staging:
             OSError: there is no room, or the disk fails; nothing is left.
         """
         self.remove(key)
-        os.makedirs(self._folder, exist_ok=True)
+        os.makedirs(self.folder, exist_ok=True)
         fd = os.open(self.path(key), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._files[key] = _Staged(self.path(key))
         self._keep(key, fd)

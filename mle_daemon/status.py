@@ -13,9 +13,12 @@ or "failed") and `why` it failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from mle_daemon.events import Report
+
+_TOLD: Final = 4  # troubles; a full disk has one for each run
 
 
 def report(
@@ -25,12 +28,16 @@ def report(
     root: str,
     uptime_s: float,
     version: str,
-    degraded: str,
+    troubles: Sequence[str],
     runs: Iterable[Report],
     groups: Iterable[Report],
     meta_logs: Iterable[Report],
 ) -> Report:
-    """Put a report together.  Runs are ordered by folder and seed, the others by folder."""
+    """Put a report together.  Runs are ordered by folder and seed, the others by folder.
+
+    Args:
+        troubles: what fails now, the gravest first.
+    """
     ordered = sorted(runs, key=lambda run: (run["experiment_dir"], run["seed_id"]))
     return {
         "pid": pid,
@@ -38,8 +45,14 @@ def report(
         "root": root,
         "uptime_s": round(uptime_s, 3),
         "version": version,
-        "degraded": degraded,
+        "degraded": _degraded(troubles),
         "runs": ordered,
         "groups": sorted(groups, key=lambda group: group["directory"]),
         "meta_logs": sorted(meta_logs, key=lambda meta_log: meta_log["directory"]),
     }
+
+
+def _degraded(troubles: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(troubles))
+    more = len(distinct) - _TOLD
+    return "; ".join([*distinct[:_TOLD], *([f"and {more} more"] if more > 0 else [])])

@@ -55,6 +55,7 @@ class Store:
         self.root = os.path.realpath(root)
         self._staging = layout.state_path(self.root, layout.STAGING_DIR)
         self._numbers = itertools.count()
+        self._unsynced: set[str] = set()  # folders with names that a power cut might take back
 
     def clean_staging(self) -> None:
         """Remove what an earlier process left unfinished."""
@@ -90,7 +91,11 @@ class Store:
             OSError: it cannot be now.
         """
         self._confine(run, seed_id, path)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        if folder in self._unsynced:  # else what is there would count as being on disk
+            files.sync_folder(folder)
+            self._unsynced.discard(folder)
         if run.config_name:
             self._copy_config(run)
         note, state = "", None
@@ -159,7 +164,7 @@ class Store:
         if os.path.exists(path) and files.has_content(path, run.config_file):
             return
         staged = self._new_name(run.run_id.hex())
-        with files.new_file(staged) as fd:
+        with files.needing(len(run.config_file), self._staging), files.new_file(staged) as fd:
             files.write_all(fd, run.config_file)
         self._land(staged, path)
 
@@ -183,8 +188,9 @@ class Store:
         Raises:
             LogNotFound: the published file is gone.
             LogDamaged: it is no longer what was published, or was replaced meanwhile.
-            OSError: there is no room, or the disk fails.  The published file is what it was,
-                unless only the sync of its folder failed: `inspect` says which.
+            NotSynced: the file is published, but may be what it was after a power cut; open the
+                run again.
+            OSError: there is no room, or the disk fails.  The published file is what it was.
         """
         path, before = job.path, job.file
         plan = plan_append(before, job.blocks, job.run.start_time, self._reader(job))
@@ -258,21 +264,28 @@ class Store:
         """
         image, found = _read(source) if source else (empty_image(), None)
         size = found.st_size if found else 0
-        staged = self._new_name(run)
-        if image is not None and size + growth <= IMAGE_BYTES:
+        with files.needing(size + growth, self._staging):
+            staged = self._new_name(run)
+            self._fill(staged, source, image, size + growth, edit)
+        return staged, found
+
+    def _fill(
+        self, staged: str, source: str | None, image: bytes | None, size: int, edit: h5file.Edit
+    ) -> None:
+        """Write a changed copy.  Args: image: of the source, or of a new file; size: at most."""
+        if image is not None and size <= IMAGE_BYTES:
             changed = h5file.edit_image(image, edit, source or staged)
             with files.new_file(staged) as fd:
                 files.write_all(fd, changed)
-            return staged, found
+            return
         with files.new_file(staged) as fd:
             if source:
                 with open(source, "rb") as file:
                     files.copy_all(file.fileno(), fd)
             else:
                 files.write_all(fd, empty_image())
-            files.reserve(fd, size + growth)
+            files.reserve(fd, size)
             h5file.edit_file(staged, edit)
-        return staged, found
 
     def _new_name(self, run: str) -> str:
         os.makedirs(self._staging, exist_ok=True)
@@ -300,7 +313,9 @@ class Store:
                     _check_still(path, found)
                 aside = os.path.dirname(folder) if is_log else folder
                 files.land(staged, path, os.path.join(aside, f".{name}.tmp"))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, files.NotSynced):
+                self._unsynced.add(folder)
             files.remove(staged)
             raise
         return size

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mle_client.errors import LogDamaged, LogNotFound
+from mle_client.files import NotSynced
 from mle_daemon import events as e
 from mle_daemon.mirrors import Mirrors
 from mle_daemon.store import Store
@@ -83,7 +84,7 @@ class Writer:
             self._mirrors.pass_on(job)
             file, problems = self._store.publish(job, tboard)
         except Exception as error:
-            gone = isinstance(error, LogDamaged | LogNotFound)
+            gone = isinstance(error, LogDamaged | LogNotFound | NotSynced)
             return e.PublishFailed(job.run.run_id, _say(error), reopen=gone)
         return e.Published(job.run.run_id, file, time.monotonic() - started, problems)
 

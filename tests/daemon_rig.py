@@ -430,14 +430,14 @@ class Rig:
             self.work()
 
     def settle(self) -> None:
-        """Let time pass until nothing more is due."""
+        """Let time pass until nothing more is due, but perhaps to try a broken journal again."""
         for _ in range(100):
             self.tick()
             if self.landings:
                 self.land()
             elif self.jobs:
                 self.work()
-            elif self.core.next_due() == float("inf"):
+            elif self.core.next_due() in (float("inf"), self.core._intake.retry_at):
                 return
             else:
                 self.now = max(self.now, self.core.next_due())

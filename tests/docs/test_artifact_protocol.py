@@ -71,7 +71,7 @@ def test_the_page_has_the_sizes_and_waits_of_the_code() -> None:
         f"in chunks of {parcels.CHUNK_BYTES // 2**20} MiB",
         f"after {parcels.STALL_AFTER_S:g} s without an answer",
         f"after {parcels.REMIND_AFTER_S:g} s in which an artifact was taken",
-        f"after {arrivals.FIRST_RETRY_S:g} s, 2 s, … {arrivals.LAST_RETRY_S:g} s the daemon",
+        f"after {arrivals.FIRST_RETRY_S:g} s, then every {arrivals.LAST_RETRY_S:g} s, the daemon",
         f"for {arrivals.FORGET_AFTER_S / 60:g} minutes is removed",
         f"takes {arrivals.MAX_ARRIVALS:,} artifacts at once",
         f"which has {figure_process.TIMEOUT_S:g} s",

@@ -22,7 +22,7 @@ def reported(
 ) -> dict[str, Any]:
     return status.report(
         pid=1, endpoint="ipc:///x", root="/exps", uptime_s=1.23456, version="0.1",
-        degraded="disk full", runs=runs, groups=groups, meta_logs=meta_logs,
+        troubles=["disk full"], runs=runs, groups=groups, meta_logs=meta_logs,
     )  # fmt: skip
 
 
