@@ -475,6 +475,9 @@ _RUN_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "forked": (bool,),
     "process": (list,),
 }
+_RUN_NAMES: Final = (
+    "directory", "experiment_dir", "seed_id", "eval_id", "model_type", "config_name",
+)  # fmt: skip
 
 
 def _run(fields: dict[Any, Any]) -> m.Run:
@@ -486,6 +489,9 @@ def _run(fields: dict[Any, Any]) -> m.Run:
         raise ProtocolError("a run's id or configuration has the wrong size")
     if fields["num_seeds"] is not None and not _is_int64(fields["num_seeds"]):
         raise ProtocolError("a run's num_seeds is out of bounds")
+    for name in _RUN_NAMES:
+        if len(fields[name].encode()) > m.MAX_NAME_BYTES:
+            raise ProtocolError(f"a run's {name} is longer than {m.MAX_NAME_BYTES} bytes")
     for name in ("policy", "wandb"):
         _plain(fields[name], m.MAX_PLAIN_BYTES)
     # Packed again, for a daemon's journal is to hold it; and what is passed over does not count.
@@ -497,7 +503,7 @@ def _run(fields: dict[Any, Any]) -> m.Run:
 def unpack_process(fields: Mapping[Any, Any]) -> m.Process:
     """The process of a run, from its unpacked fields.  Raises: ProtocolError: it is none."""
     pid, *texts = fields["process"]
-    if len(texts) != 3 or not _is_count(pid) or not all(map(_is_text, texts)):
+    if len(texts) != 3 or not _is_count(pid) or not all(map(_is_name, texts)):
         raise ProtocolError("a run's process is of the wrong type")
     return m.Process(pid, *texts)
 
@@ -541,6 +547,10 @@ def _is_text(value: object) -> bool:
     return type(value) is str
 
 
+def _is_name(value: object) -> bool:
+    return type(value) is str and len(value.encode()) <= m.MAX_NAME_BYTES
+
+
 def _is_report(value: object) -> bool:
     return type(value) is dict
 
@@ -571,12 +581,36 @@ def encode(message: m.Message) -> list[bytes]:
     if isinstance(message, m.Data):
         return [data_header(message.producer, message.position), message.payload]
     values = [getattr(message, field.name) for field in dataclasses.fields(message)]
+    if isinstance(message, m.Refused | m.Notice | m.Done | m.Stored):
+        values[-1] = _cut(values[-1])
     return [_pack([_NUMBERS[type(message)], *values])]
+
+
+def _cut(reason: str) -> str:
+    """A reason that is not longer than it may be: what a client sent may be in it."""
+    encoded = reason.encode("utf-8", "replace")[: m.MAX_REASON_BYTES]
+    return encoded.decode("utf-8", "ignore")
 
 
 def data_header(producer: m.ProducerId, position: int) -> bytes:
     """The first frame of a `Data` message, whose second is the payload."""
     return _pack([_NUMBERS[m.Data], producer, position])
+
+
+def decode_request(frames: Sequence[bytes]) -> m.Request:
+    """What a client sends.
+
+    Raises:
+        ProtocolError: it is no message of this protocol, too large, or one that a daemon sends.
+    """
+    if frames and len(frames[0]) > m.MAX_REQUEST_BYTES:
+        raise ProtocolError(
+            f"a request of {len(frames[0])} bytes; {m.MAX_REQUEST_BYTES} is the most"
+        )
+    message = decode(frames)
+    if not isinstance(message, _REQUESTS):
+        raise ProtocolError(f"a client may not send a {type(message).__name__} message")
+    return message
 
 
 def decode(frames: Sequence[bytes]) -> m.Message:

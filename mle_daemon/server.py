@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
@@ -79,7 +78,7 @@ class Server:
             size += sum(map(len, frames))
             client = Client(identity)
             try:
-                good.append((client, _request(frames)))
+                good.append((client, wire.decode_request(frames)))
             except ProtocolError as error:
                 bad.append((client, str(error)))
         return good, bad
@@ -110,12 +109,3 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _request(frames: Sequence[bytes]) -> m.Request:
-    message = wire.decode(frames)
-    if not isinstance(
-        message, m.Hello | m.Data | m.Save | m.Flush | m.Publish | m.AskStatus | m.Stop
-    ):
-        raise ProtocolError(f"a client may not send a {type(message).__name__} message")
-    return message

@@ -4,8 +4,8 @@
     python -m tests.fuzz core CRASH_FILE            tries an input again
 
 It needs atheris, which is in the dependency group `fuzz`.  Inputs that are worth keeping go into
-`.fuzz/TARGET/`, which git ignores; one that has done harm is written there as `crash-…`, and belongs
-into `regressions.py`, minimised (`-minimize_crash=1 -runs=10000`).
+`.fuzz/TARGET/`, which git ignores; one that has done harm is written there as `crash-…`.  Minimised
+(`-minimize_crash=1 -runs=10000`), it becomes a test of what it has found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is fuzzed: functions of bytes that raise where the bytes have done harm.
 
 Each stands for a place where bytes of others come in.  `python -m tests.fuzz` lets a
-coverage-guided fuzzer look for such bytes; what it has found is kept in `regressions`.
+coverage-guided fuzzer look for such bytes.
 """
 
 from __future__ import annotations
