@@ -34,6 +34,8 @@ _RECEIVED_MESSAGES: Final = 4
 _SENT_MESSAGES: Final = 1_000
 # Taken in one round, before what was left by dead processes gets its turn.
 _ROUND_MESSAGES: Final = 4
+# Of one message; ours have two at most, so what has more is refused, whatever else is in it.
+_FRAMES_KEPT: Final = 3
 _ERROR_PAUSE_S: Final = 0.1
 _THREAD_NAME: Final = "mle-artifacts"
 
@@ -148,10 +150,14 @@ class ArtifactServer:
     def _take_message(self) -> bool:
         """Take one message, if there is one.  Returns: whether there was."""
         try:
-            identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            client = self._socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return False
-        client = identity.bytes
+        frames: list[zmq.Frame] = []
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frame = self._socket.recv(copy=False)
+            if len(frames) < _FRAMES_KEPT:
+                frames.append(frame)
         try:
             message = aw.decode([frame.buffer for frame in frames])
             if not isinstance(message, aw.Offer | aw.Chunk):

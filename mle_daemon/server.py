@@ -21,6 +21,8 @@ from mle_daemon.events import Client
 # bounds keep a round's memory and the time to the next acknowledgement small.
 _ROUND_MESSAGES: Final = 1_000
 _ROUND_BYTES: Final = 16 * 2**20
+# Of one message; ours have two at most, so what has more is refused, whatever else is in it.
+_FRAMES_KEPT: Final = 3
 # Replies that a client does not fetch: it is stopped or gone.  Enough for the acks of a minute.
 _SEND_HIGH_WATER: Final = 10_000
 
@@ -72,11 +74,15 @@ class Server:
         size = 0
         while len(good) + len(bad) < _ROUND_MESSAGES and size < _ROUND_BYTES:
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                client = Client(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 break
-            size += sum(map(len, frames))
-            client = Client(identity)
+            frames: list[bytes] = []
+            while self._socket.getsockopt(zmq.RCVMORE):
+                frame = self._socket.recv()
+                size += len(frame)
+                if len(frames) < _FRAMES_KEPT:
+                    frames.append(frame)
             try:
                 good.append((client, wire.decode_request(frames)))
             except ProtocolError as error:

@@ -10,7 +10,7 @@ import msgpack
 from mle_client import artifact_wire as aw
 from mle_client import messages as m
 from mle_client import ticks, wire
-from tests.daemon_rig import make_run
+from tests.daemon_rig import ROOT, make_run
 from tests.fuzz.choices import Choices
 
 _ID: Final = m.ProducerId(b"p" * 16)
@@ -140,11 +140,14 @@ def changed_record(choices: Choices, record: wire.PlainRecord) -> bytes:
     return _pack(body)
 
 
-def run(choices: Choices, number: int) -> bytes:
+def run(choices: Choices, number: int, directory: str = f"{ROOT}/exp") -> bytes:
     """The record of a run, mostly right, whose id and seed's name are made of a number."""
     name = f"fuzzed {number}"
     plain = dataclasses.replace(
-        choices.pick(RUNS), run_id=make_run(name).run_id, seed_id=f"fuzzed_{number}"
+        choices.pick(RUNS),
+        run_id=make_run(name).run_id,
+        seed_id=f"fuzzed_{number}",
+        directory=directory,
     )
     return changed_record(choices, plain) if choices.below(2) else wire.encode_record(plain)
 
