@@ -21,6 +21,8 @@ from mle_daemon.events import Client
 # bounds keep a round's memory and the time to the next acknowledgement small.
 _ROUND_MESSAGES: Final = 1_000
 _ROUND_BYTES: Final = 16 * 2**20
+# Waiting in memory, of each client, which may be of 32 MiB each: what comes in while a round lasts.
+_RECEIVED_MESSAGES: Final = 100
 # Of one message; ours have two at most, so what has more is refused, whatever else is in it.
 _FRAMES_KEPT: Final = 3
 # Replies that a client does not fetch: it is stopped or gone.  Enough for the acks of a minute.
@@ -39,7 +41,7 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
-        self._socket.setsockopt(zmq.RCVHWM, _ROUND_MESSAGES)
+        self._socket.setsockopt(zmq.RCVHWM, _RECEIVED_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
         try:
             self._socket.bind(endpoint)

@@ -140,14 +140,19 @@ def changed_record(choices: Choices, record: wire.PlainRecord) -> bytes:
     return _pack(body)
 
 
-def run(choices: Choices, number: int, directory: str = f"{ROOT}/exp") -> bytes:
-    """The record of a run, mostly right, whose id and seed's name are made of a number."""
+def run(choices: Choices, number: int, directory: str = f"{ROOT}/exp", **changes: Any) -> bytes:
+    """The record of a run, mostly right, whose id and seed's name are made of a number.
+
+    Args:
+        changes: of the run, before something in it may be changed.
+    """
     name = f"fuzzed {number}"
     plain = dataclasses.replace(
         choices.pick(RUNS),
         run_id=make_run(name).run_id,
         seed_id=f"fuzzed_{number}",
         directory=directory,
+        **changes,
     )
     return changed_record(choices, plain) if choices.below(2) else wire.encode_record(plain)
 

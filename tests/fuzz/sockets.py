@@ -1,4 +1,4 @@
-"""A program that sends a daemon what nobody should: `python -m tests.fuzz.sockets ROOT FRAMES SEED`.
+"""A program that sends what nobody should: `python -m tests.fuzz.sockets ROOT FRAMES SEED`.
 
 It speaks with the daemon of ROOT from many connections at once: messages that are almost right, in
 odd numbers of parts, frames that are too large, bytes that are not ZeroMQ's, connections that never
@@ -101,7 +101,9 @@ class Fuzzer:
         at = self._positions.setdefault(producer, 0)
         payload = messages.records(choices)
         if at == 0:
-            payload = messages.run(choices, number, self._directory) + payload
+            # A mirror in W&B is a process of its own; there would be twenty.
+            run = messages.run(choices, number, self._directory, wandb={}, tboard=False)
+            payload = run + payload
         if self._random.random() < 0.01:
             self._positions[producer] = self._random.randrange(2**63)
         self._send(self._some(), wire.encode(m.Data(producer, at, payload)))
