@@ -36,6 +36,7 @@ MAX_SCHEMAS = 4_096  # combinations of keys and types that one producer may use
 MAX_SCHEMA_BYTES = 16 * 2**20  # of all of them together; in memory they take ten times as much
 MAX_RUN_BYTES = 24 * 2**20  # a run's record: a configuration is in it up to three times
 MAX_FACTS_BYTES = 64 * 1024  # of an artifact; thousands may wait at once
+MAX_UNSTORED = 10_000  # artifacts of one producer on their way; a save waits, and then fails
 MAX_COUNT = 2**63 - 1  # what files, and everybody's msgpack, can hold
 MAX_FRAME_BYTES = 32 * 2**20  # anything larger on the socket is not ours
 MAX_REQUEST_BYTES = 64 * 1024  # a request's first frame: the longest holds a path

@@ -360,6 +360,8 @@ def take_over(directory: str) -> int | None:
     Raises:
         OSError: the folder or its owner file is not what a process of this user makes.
     """
+    if os.path.islink(directory):
+        raise files.OddFile(errno.ELOOP, "it is a link", directory)
     try:
         fd = files.open_left(os.path.join(directory, OWNER_FILE), os.O_RDWR)
     except FileNotFoundError:
