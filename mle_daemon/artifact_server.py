@@ -26,6 +26,7 @@ from mle_client.errors import ProtocolError
 from mle_client.messages import NO_PRODUCER, ProducerId
 from mle_daemon import events as e
 from mle_daemon.arrivals import Arrivals, Left
+from mle_daemon.gate import LOOK_AGAIN_S, Gate
 from mle_daemon.staging import Staging
 
 # Waiting in memory, of each client; a client of ours sends two chunks ahead of answers.
@@ -76,6 +77,8 @@ class ArtifactServer:
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._socket, zmq.POLLIN)
+        self._gate = Gate(self._socket, self.endpoint)
+        self._poller.register(self._gate.events, zmq.POLLIN)
         self._thread = threading.Thread(target=self._work, name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -129,6 +132,7 @@ class ArtifactServer:
             self._arrivals.close()
         except OSError as error:
             _log.warning("unfinished artifacts were left in the staging folder: %s", error)
+        self._gate.close()
         self._socket.close(linger=0)
         self._context.term()
         scheme, _, path = self.endpoint.partition("://")
@@ -137,9 +141,13 @@ class ArtifactServer:
                 os.unlink(path)
 
     def _round(self) -> None:
-        ready = dict(self._poller.poll(int(self._arrivals.wait_s() * 1000)))
+        wait_s = self._arrivals.wait_s()
+        if not self._gate.is_open:
+            wait_s = min(wait_s, LOOK_AGAIN_S)
+        ready = dict(self._poller.poll(int(wait_s * 1000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 65536)
+        self._gate.look()
         while self._commands:
             self._commands.popleft()()
         for _ in range(_ROUND_MESSAGES):

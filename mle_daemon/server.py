@@ -16,6 +16,7 @@ from mle_client import messages as m
 from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_daemon.events import Client
+from mle_daemon.gate import Gate
 
 # One round takes what came in meanwhile, so that the journal gets one write for many clients; the
 # bounds keep a round's memory and the time to the next acknowledgement small.
@@ -54,6 +55,8 @@ class Server:
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._socket, zmq.POLLIN)
+        self._gate = Gate(self._socket, self.endpoint)
+        self._poller.register(self._gate.events, zmq.POLLIN)
 
     def wake(self) -> None:
         """End the present wait.  May be called from any thread and from signal handlers."""
@@ -71,6 +74,7 @@ class Server:
         ready = dict(self._poller.poll(max(0, int(timeout_s * 1000))))
         if self._wake_read in ready:
             os.read(self._wake_read, 65536)
+        self._gate.look()
         good: list[tuple[Client, m.Request]] = []
         bad: list[tuple[Client, str]] = []
         size = 0
@@ -98,6 +102,7 @@ class Server:
 
     def close(self) -> None:
         """Close the socket once what was sent is on its way, one second at most."""
+        self._gate.close()
         self._socket.close(linger=1000)
         self._context.term()
         scheme, _, path = self.endpoint.partition("://")
