@@ -54,6 +54,11 @@ class Worker:
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
 
+    @property
+    def unfinished(self) -> int:
+        """Pieces of work that are not done."""
+        return self._unfinished
+
     def wait(self, timeout: float) -> bool:
         """Wait until all is done.  Args: timeout: seconds.  Returns: whether it is."""
         with self._changed:

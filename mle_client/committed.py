@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from mle_client import files
 from mle_client.segments import Segment, SegmentPool, read_range
 from mle_client.snapshot_format import (
     HEADER_NAME,
@@ -138,7 +139,7 @@ def read_left(directory: str, spill: str) -> list[LeftSnapshot]:
 
 
 def _read_one(path: str, directory: str, spill: str) -> LeftSnapshot:
-    with open(path, "rb") as file:
+    with open(files.open_left(path), "rb") as file:
         length = header_bytes(file.read(PREFIX_BYTES))
         header = decode_header(file.read(length))
         behind = os.fstat(file.fileno()).st_size - PREFIX_BYTES - length

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import itertools
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +23,8 @@ _NOT_POSSIBLE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno
 # A disk that is full, over quota, broken or read-only: it may be otherwise later.
 _DISK_FAILS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
 _HELD: Final = (errno.EWOULDBLOCK, errno.EACCES)  # by another process
+# A link, a folder to be written to, a pipe or device that nobody is at.
+_ODD: Final = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 _LOOK_EVERY_S: Final = 0.02  # whether a folder is still locked
 _SAY_AFTER_S: Final = 1.0  # of waiting: whoever sits at it begins to wonder
 
@@ -30,6 +33,10 @@ _copies = itertools.count()  # of this process, so that each has a name of its o
 
 class NotSynced(OSError):
     """A file has its name, but not for sure after a power cut: its folder could not be synced."""
+
+
+class OddFile(OSError):
+    """A name leads to something else than a file of this user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,32 @@ class Stamp:
     def of(cls, found: os.stat_result) -> Stamp:
         """That of a file."""
         return cls(found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def open_left(path: str, flags: int = os.O_RDONLY) -> int:
+    """Open a file that another process has left, if it is a file, and one of this user's.
+
+    To open what only looks like one can wait for ever (a pipe), or lead anywhere (a link).
+
+    Returns:
+        A file descriptor.
+
+    Raises:
+        OddFile: it is something else.
+        OSError: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _ODD:
+            raise OddFile(error.errno, "it is no file", path) from error
+        raise
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    what = "it belongs to somebody else" if stat.S_ISREG(found.st_mode) else "it is no file"
+    raise OddFile(errno.EINVAL, what, path)
 
 
 @contextmanager

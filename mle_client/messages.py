@@ -12,7 +12,7 @@ tick without a counter in the hot path, and a resend need not be cut as the firs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NewType
 
 PROTOCOL_VERSION = 1
@@ -29,10 +29,20 @@ MAX_STRING_BYTES = 64 * 1024  # UTF-8 bytes of one string value; longer text bel
 MAX_TICK_BYTES = 16 * 2**20  # one encoded tick; larger arrays belong in an artifact
 MAX_DIMENSIONS = 31  # of an array; HDF5 has 32, and one is the tick
 MAX_CONFIG_BYTES = 8 * 2**20  # a configuration file
-MAX_PLAIN_BYTES = 2**20  # an artifact's facts, the settings of a run, a tick's histograms
-MAX_NAME_BYTES = 4_096  # UTF-8 bytes of an artifact's path
+MAX_PLAIN_BYTES = 2**20  # the settings of a run, a tick's histograms
+MAX_NAME_BYTES = 4_096  # UTF-8 bytes of an artifact's path, of a run's folder and other names
+MAX_REASON_BYTES = 4_096  # UTF-8 bytes of what a daemon says to a client; the rest is cut off
 MAX_SCHEMAS = 4_096  # combinations of keys and types that one producer may use
+MAX_SCHEMA_BYTES = 16 * 2**20  # of all of them together; in memory they take ten times as much
+MAX_RUN_BYTES = 24 * 2**20  # a run's record: a configuration is in it up to three times
+MAX_FACTS_BYTES = 64 * 1024  # of an artifact; thousands may wait at once
+MAX_UNSTORED = 10_000  # artifacts of one producer on their way; a save waits, and then fails
+MAX_COUNT = 2**63 - 1  # what files, and everybody's msgpack, can hold
 MAX_FRAME_BYTES = 32 * 2**20  # anything larger on the socket is not ours
+MAX_REQUEST_BYTES = 64 * 1024  # a request's first frame: the longest holds a path
+# Values in the lists and maps of one record or message, scalars too: each takes up to 70 bytes in
+# memory, however few it has on the wire.
+MAX_ITEMS = 2**20
 
 
 class Kind(NamedTuple):
@@ -66,11 +76,20 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The keys and types of a tick, sent once and then named by its number."""
+    """The keys and types of a tick, sent once and then named by its number.
+
+    Attributes:
+        size: about the bytes of its record, never less.
+    """
 
     number: int
     clock: tuple[Field, ...]
     stats: tuple[Field, ...]
+    size: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        size = 32 + sum(4 * len(f.name) + 16 + 5 * len(f.kind.shape) for f in self.fields)
+        object.__setattr__(self, "size", size)
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -128,7 +128,7 @@ class Producer:
         self.forward: Update | None = None  # takes ticks in place of a producer that was disabled
         self._install: Callable[[Update], None] = lambda update: None
         self.update: Update = self._enter
-        self._append(wire.encode_record(run))
+        self._append(_encode_run(run))
 
     def install(self, install: Callable[[Update], None]) -> None:
         """Have `install(update)` called whenever another function takes the next ticks."""
@@ -164,8 +164,9 @@ class Producer:
             ValueError: it is too large.
         """
         encoded = wire.encode_record(record)
-        if len(encoded) > m.MAX_PLAIN_BYTES:
-            raise ValueError(f"a record of {len(encoded)} bytes; {m.MAX_PLAIN_BYTES} is the bound")
+        most = m.MAX_FACTS_BYTES if isinstance(record, m.Artifact) else m.MAX_PLAIN_BYTES
+        if len(encoded) > most:
+            raise ValueError(f"a record of {len(encoded)} bytes; {most} is the bound")
         self._write_set_aside()
         if self._is_nested():
             self._set_aside.append(encoded)
@@ -348,8 +349,14 @@ class Producer:
                 f"more than {m.MAX_SCHEMAS} combinations of keys in one run: "
                 "do not make key names from step numbers or values"
             )
+        schema = m.Schema(self._next_number, *fields)
+        if sum(each.size for each in self._schemas.values()) + schema.size > m.MAX_SCHEMA_BYTES:
+            raise ValueError(
+                f"the keys of all combinations in one run exceed {m.MAX_SCHEMA_BYTES} bytes: use "
+                "fewer or shorter keys, or log them together in arrays"
+            )
         self._next_number += 1
-        return m.Schema(self._next_number - 1, *fields)
+        return schema
 
     def _register(self, schema: m.Schema) -> None:
         self._schemas[schema.clock, schema.stats] = schema
@@ -587,6 +594,16 @@ _HOLDERS: Final = (
     Producer._acquire.__code__,
 )
 _PASSING: Final = (Producer._miss.__code__, Producer._acquire.__code__, Producer._wait.__code__)
+
+
+def _encode_run(run: m.Run) -> bytes:
+    record = wire.encode_record(run)
+    if len(record) > m.MAX_RUN_BYTES:
+        raise ValueError(
+            f"the configuration of a run and what it has kept take {len(record)} bytes, and "
+            f"{m.MAX_RUN_BYTES} is the most they may have: store large values as extra objects"
+        )
+    return record
 
 
 def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:

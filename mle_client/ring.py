@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mle_client import runtime, wire
-from mle_client.messages import ProducerId
+from mle_client import files, runtime, wire
+from mle_client.messages import MAX_FRAME_BYTES, ProducerId
 
 MAGIC: Final = b"MLERING1"
 HEADER_BYTES: Final = 64
@@ -49,6 +49,8 @@ UNFINISHED: Final = ".new-"  # begins the name of a folder whose owner file is n
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
 # segment change is rare, and a process that logs a little occupies little of a small /dev/shm.
 SEGMENT_BYTES: Final = 256 * 1024
+# A larger record than a frame takes has no way to a daemon, so none has a segment of its own.
+MAX_SEGMENT_BYTES: Final = MAX_FRAME_BYTES + HEADER_BYTES
 # In shared memory; what the fastest loop writes within two of the sender's rounds fits.
 MEMORY_BYTES: Final = 4 * 2**20
 # Shared memory is left alone when less than this part of it is free: it is everybody's.  Of a large
@@ -404,9 +406,14 @@ def take_over(directory: str) -> int | None:
 
     Returns:
         A file descriptor that holds the lock until it is closed, or None while the owner lives.
+
+    Raises:
+        OSError: the folder or its owner file is not what a process of this user makes.
     """
+    if os.path.islink(directory):
+        raise files.OddFile(errno.ELOOP, "it is a link", directory)
     try:
-        fd = os.open(os.path.join(directory, OWNER_FILE), os.O_RDWR | os.O_CLOEXEC)
+        fd = files.open_left(os.path.join(directory, OWNER_FILE), os.O_RDWR)
     except FileNotFoundError:
         return None
     try:
@@ -452,27 +459,40 @@ class Remains:
     payload: bytes
 
 
-def read_remains(*directories: str) -> list[Remains]:
+def read_remains(
+    *directories: str, on_odd: Callable[[str], None] = lambda text: None
+) -> list[Remains]:
     """The committed records of a ring, in stream order.
 
     A file that is no whole segment was never written to and is passed over.
+
+    Args:
+        on_odd: told of what no process of ours has made, which is passed over, too.
+
+    Raises:
+        OSError: a segment cannot be read.
     """
     found = []
     for directory in directories:
         names = os.listdir(directory) if os.path.isdir(directory) else []
         for name in names:
             if name.endswith(".seg"):
-                remains = _read_segment(os.path.join(directory, name))
-                if remains is not None:
-                    found.append(remains)
+                try:
+                    remains = _read_segment(os.path.join(directory, name))
+                except files.OddFile as error:
+                    on_odd(f"{error.filename} is passed over: {error.strerror}")
+                else:
+                    found += [remains] if remains is not None else []
     return sorted(found, key=lambda remains: remains.base)
 
 
 def _read_segment(path: str) -> Remains | None:
-    with open(path, "rb") as file:
+    with open(files.open_left(path), "rb") as file:
         header = file.read(HEADER_BYTES)
         if len(header) < HEADER_BYTES or header[:8] != MAGIC:
             return None
+        if os.fstat(file.fileno()).st_size > MAX_SEGMENT_BYTES:
+            raise files.OddFile(errno.EFBIG, "it is larger than any segment of ours", path)
         content = file.read()
     payload = content[: wire.committed_end(content)]
     if not payload:

@@ -11,6 +11,7 @@ Which names a checkpoint gets is decided by `retention`, here and in the daemon 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
@@ -332,7 +333,28 @@ class Saver:
             self.counts = replace(self.counts, waited_s=self.counts.waited_s + waited)
             if waited >= timeout:
                 self._in_vain = shipper.pending_bytes(producer.id)
+        self._wait_for_fewer(producer, shipper)
         return arena.begin()
+
+    def _wait_for_fewer(self, producer: Producer, shipper: Shipper) -> None:
+        """Wait until not too many small artifacts are on their way: the daemon keeps each in mind.
+
+        Raises:
+            OSError: there are still too many.
+        """
+        if self._on_their_way(producer, shipper) < m.MAX_UNSTORED:
+            return
+        waited = shipper.make_room(producer.id, 1, MAKE_ROOM_TIMEOUT_S)
+        self.counts = replace(self.counts, waited_s=self.counts.waited_s + waited)
+        if self._on_their_way(producer, shipper) >= m.MAX_UNSTORED:
+            raise OSError(
+                errno.EBUSY,
+                f"{m.MAX_UNSTORED} artifacts of this logger wait to be stored, and none was within "
+                f"{MAKE_ROOM_TIMEOUT_S:g} s: save less often, and see `mle-daemon status`",
+            )
+
+    def _on_their_way(self, producer: Producer, shipper: Shipper) -> int:
+        return shipper.unstored(producer.id) + self._worker.unfinished
 
     def _write(self, writer: SnapshotWriter, write: Callable[[], object]) -> None:
         try:

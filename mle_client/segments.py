@@ -24,6 +24,7 @@ from typing import Final
 
 import numpy as np
 
+from mle_client import files
 from mle_client.ring import has_room
 
 # A mapping holds a file descriptor, of which a process usually has 1,024, so a large snapshot
@@ -87,7 +88,7 @@ def read_range(path: str, start: int, end: int) -> memoryview:
     Raises:
         OSError: it cannot be read, or ends before.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(files.open_left(path), "rb", buffering=0) as file:
         content = os.pread(file.fileno(), end - start, start)
     if len(content) != end - start:
         raise OSError(errno.EIO, f"ends before byte {end}", path)

@@ -92,7 +92,8 @@ def describe(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Described:
             raise ValueError(f"two keys of {group}_tick have the same text: use plain strings")
     if len(values) > m.MAX_KEYS:
         raise ValueError(f"a tick with {len(values)} keys; {m.MAX_KEYS} is the most one may have")
-    if sum(len(value) for value in values if isinstance(value, bytes)) > m.MAX_TICK_BYTES:
+    kinds = (field.kind for found in fields.values() for field in found)
+    if sum(wire.extent_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:
         raise ValueError(
             f"a tick's arrays exceed {m.MAX_TICK_BYTES} bytes: store such arrays as extra objects"
         )

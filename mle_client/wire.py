@@ -32,6 +32,7 @@ Messages are one or two frames: a msgpack array that begins with the message's n
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,10 +84,12 @@ def fixed_values_bytes(schema: m.Schema) -> int:
 
 def value_bytes(kind: m.Kind) -> int:
     """Length of a value in a tick of fixed layout, in bytes."""
-    size = np.dtype(kind.code).itemsize
-    for length in kind.shape:
-        size *= length
-    return size
+    return np.dtype(kind.code).itemsize * math.prod(kind.shape)
+
+
+def extent_bytes(kind: m.Kind) -> int:
+    """What an array would take if no length of its shape were 0: numpy bounds that, too."""
+    return np.dtype(kind.code).itemsize * math.prod(max(1, length) for length in kind.shape)
 
 
 @dataclass(frozen=True)
@@ -295,9 +298,7 @@ class StreamDecoder:
         while at < len(data):
             at, record = self._next(data, at, known)
             if isinstance(record, m.Schema):
-                if len(known) >= m.MAX_SCHEMAS or known.get(record.number, record) != record:
-                    raise ProtocolError(f"schema {record.number} is one too many or another")
-                known[record.number] = record
+                _add_schema(known, record)
             records.append(record)
         self.schemas = known
         return records
@@ -352,6 +353,19 @@ class StreamDecoder:
         return at, TextBlock(schema, np.array(columns[0], np.float64), tuple(columns[1:]))
 
 
+def _add_schema(known: dict[int, m.Schema], schema: m.Schema) -> None:
+    """Enter a schema of a stream.  Raises: ProtocolError: it is one too many, or another."""
+    if known.get(schema.number) == schema:
+        return
+    if schema.number in known:
+        raise ProtocolError(f"schema {schema.number} is another one than before")
+    if len(known) >= m.MAX_SCHEMAS:
+        raise ProtocolError(f"a stream with more than {m.MAX_SCHEMAS} schemas")
+    known[schema.number] = schema
+    if sum(each.size for each in known.values()) > m.MAX_SCHEMA_BYTES:
+        raise ProtocolError(f"a stream whose schemas exceed {m.MAX_SCHEMA_BYTES} bytes")
+
+
 def count_ticks(payload: bytes | memoryview, decoder: StreamDecoder) -> int:
     """How many ticks a piece of a stream holds; the decoder learns its schemas."""
     return sum(len(record) for record in decoder.decode(payload) if isinstance(record, Block))
@@ -386,9 +400,9 @@ def _record(body: Any) -> Record:
                 return _schema(number, clock, stats)
             case ["artifact", int(number), str(kind), str(name), dict(facts)]:
                 return _artifact(number, kind, name, facts)
-            case ["histograms", float(seconds), int(step), dict(tags)]:
-                return m.Histograms(seconds, step, _plain(tags))
-            case ["gap", int(ticks), str(reason)] if ticks >= 0:
+            case ["histograms", float(seconds), int(step), dict(tags)] if _is_int64(step):
+                return m.Histograms(seconds, step, _plain(tags, m.MAX_PLAIN_BYTES))
+            case ["gap", int(ticks), str(reason)] if _is_count(ticks):
                 return m.Gap(ticks, reason)
             case ["end"]:
                 return m.End()
@@ -398,29 +412,33 @@ def _record(body: Any) -> Record:
 
 
 def _schema(number: int, clock: list[Any], stats: list[Any]) -> m.Schema:
-    if not 0 <= number < 2**32 or len(clock) + len(stats) > m.MAX_KEYS:
-        raise ProtocolError("a schema's number or size is out of bounds")
+    if type(number) is not int or not 0 <= number < 2**32:
+        raise ProtocolError("a schema's number is out of bounds")
+    if len(clock) + len(stats) > m.MAX_KEYS:
+        raise ProtocolError(f"a schema with more than {m.MAX_KEYS} keys")
     schema = m.Schema(number, _unpack_fields(clock), _unpack_fields(stats))
     for group in (schema.clock, schema.stats):
         if len({field.name for field in group}) != len(group):
             raise ProtocolError("a schema names a key twice")
-    if sum(value_bytes(f.kind) for f in schema.fields if f.kind.shape) > m.MAX_TICK_BYTES:
-        raise ProtocolError("a schema's arrays are larger than a tick may be")
+    if sum(extent_bytes(f.kind) for f in schema.fields if f.kind.shape) > m.MAX_TICK_BYTES:
+        raise ProtocolError(f"a schema's arrays exceed {m.MAX_TICK_BYTES} bytes")
     return schema
 
 
 def _artifact(number: int, kind: str, name: str, facts: dict[Any, Any]) -> m.Artifact:
-    if not 1 <= number < 2**63 or kind not in m.ARTIFACT_KINDS:
+    if not _is_count(number) or number == 0 or kind not in m.ARTIFACT_KINDS:
         raise ProtocolError("an artifact's number or kind is out of bounds")
     if len(name.encode()) > m.MAX_NAME_BYTES or bool(name) != (kind in ("figure", "extra")):
         raise ProtocolError("an artifact's name is too long, missing or not wanted")
-    return m.Artifact(number, kind, name, _plain(facts))
+    return m.Artifact(number, kind, name, _plain(facts, m.MAX_FACTS_BYTES))
 
 
-def _plain(value: dict[Any, Any]) -> dict[str, Any]:
+def _plain(value: dict[Any, Any], most_bytes: int) -> dict[str, Any]:
     """A map of plain values whose keys are strings and which is not too large."""
-    if not all(type(key) is str for key in value) or len(_pack([value])) > m.MAX_PLAIN_BYTES:
-        raise ProtocolError("a record's map has keys that are no strings, or is too large")
+    if not all(type(key) is str for key in value):
+        raise ProtocolError("a record's map has keys that are no strings")
+    if (size := len(_pack([value]))) > most_bytes:
+        raise ProtocolError(f"a record's map has {size} bytes; {most_bytes} is the bound")
     return value
 
 
@@ -457,6 +475,9 @@ _RUN_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "forked": (bool,),
     "process": (list,),
 }
+_RUN_NAMES: Final = (
+    "directory", "experiment_dir", "seed_id", "eval_id", "model_type", "config_name",
+)  # fmt: skip
 
 
 def _run(fields: dict[Any, Any]) -> m.Run:
@@ -466,15 +487,23 @@ def _run(fields: dict[Any, Any]) -> m.Run:
             raise ProtocolError(f"a run's {name} is of the wrong type")
     if len(fields["run_id"]) != 16 or len(fields["config_file"]) > m.MAX_CONFIG_BYTES:
         raise ProtocolError("a run's id or configuration has the wrong size")
+    if fields["num_seeds"] is not None and not _is_int64(fields["num_seeds"]):
+        raise ProtocolError("a run's num_seeds is out of bounds")
+    for name in _RUN_NAMES:
+        if len(fields[name].encode()) > m.MAX_NAME_BYTES:
+            raise ProtocolError(f"a run's {name} is longer than {m.MAX_NAME_BYTES} bytes")
     for name in ("policy", "wandb"):
-        _plain(fields[name])
+        _plain(fields[name], m.MAX_PLAIN_BYTES)
+    # Packed again, for a daemon's journal is to hold it; and what is passed over does not count.
+    if (size := len(_pack([{name: fields[name] for name in names}]))) > m.MAX_RUN_BYTES:
+        raise ProtocolError(f"a run's record has {size} bytes; {m.MAX_RUN_BYTES} is the bound")
     return m.Run(**{**{name: fields[name] for name in names}, "process": unpack_process(fields)})
 
 
 def unpack_process(fields: Mapping[Any, Any]) -> m.Process:
     """The process of a run, from its unpacked fields.  Raises: ProtocolError: it is none."""
     pid, *texts = fields["process"]
-    if len(texts) != 3 or not _is_count(pid) or not all(map(_is_text, texts)):
+    if len(texts) != 3 or not _is_count(pid) or not all(map(_is_name, texts)):
         raise ProtocolError("a run's process is of the wrong type")
     return m.Process(pid, *texts)
 
@@ -510,8 +539,16 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _is_int64(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
 def _is_text(value: object) -> bool:
     return type(value) is str
+
+
+def _is_name(value: object) -> bool:
+    return type(value) is str and len(value.encode()) <= m.MAX_NAME_BYTES
 
 
 def _is_report(value: object) -> bool:
@@ -544,12 +581,36 @@ def encode(message: m.Message) -> list[bytes]:
     if isinstance(message, m.Data):
         return [data_header(message.producer, message.position), message.payload]
     values = [getattr(message, field.name) for field in dataclasses.fields(message)]
+    if isinstance(message, m.Refused | m.Notice | m.Done | m.Stored):
+        values[-1] = _cut(values[-1])
     return [_pack([_NUMBERS[type(message)], *values])]
+
+
+def _cut(reason: str) -> str:
+    """A reason that is not longer than it may be: what a client sent may be in it."""
+    encoded = reason.encode("utf-8", "replace")[: m.MAX_REASON_BYTES]
+    return encoded.decode("utf-8", "ignore")
 
 
 def data_header(producer: m.ProducerId, position: int) -> bytes:
     """The first frame of a `Data` message, whose second is the payload."""
     return _pack([_NUMBERS[m.Data], producer, position])
+
+
+def decode_request(frames: Sequence[bytes]) -> m.Request:
+    """What a client sends.
+
+    Raises:
+        ProtocolError: it is no message of this protocol, too large, or one that a daemon sends.
+    """
+    if frames and len(frames[0]) > m.MAX_REQUEST_BYTES:
+        raise ProtocolError(
+            f"a request of {len(frames[0])} bytes; {m.MAX_REQUEST_BYTES} is the most"
+        )
+    message = decode(frames)
+    if not isinstance(message, _REQUESTS):
+        raise ProtocolError(f"a client may not send a {type(message).__name__} message")
+    return message
 
 
 def decode(frames: Sequence[bytes]) -> m.Message:
@@ -582,7 +643,8 @@ def split_record(record: bytes | memoryview) -> tuple[list[Any], bytes]:
     Raises:
         ProtocolError: it does not begin with a whole msgpack array.
     """
-    body, end = _unpack_prefix(memoryview(record), 0)
+    # A daemon's state has as many items as it has runs; nobody else writes there.
+    body, end = _unpack_prefix(memoryview(record), 0, most_items=None)
     return body, bytes(record[end:])
 
 
@@ -592,17 +654,54 @@ def _pack(body: list[Any]) -> bytes:
     return packed
 
 
-def _unpack_prefix(data: memoryview, at: int) -> tuple[list[Any], int]:
+class _Items:
+    """Counts the values in lists and maps while they are unpacked, and stops at a bound."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def counted(self, container: Any) -> Any:
+        """A list or map that was unpacked.  Raises: ProtocolError: it is one too many."""
+        self._left -= 1 + len(container)
+        if self._left < 0:
+            raise ProtocolError(f"a record or message of more than {m.MAX_ITEMS} values")
+        return container
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ProtocolError("an extension type, which this protocol has not")
+
+
+def _unpack_prefix(
+    data: memoryview, at: int, *, most_items: int | None = m.MAX_ITEMS
+) -> tuple[list[Any], int]:
     """The msgpack array at `at` and where it ends.
 
     The unpacker copies what it is fed, so it gets a little at first and more only if that was not
     enough: the cost follows the record's length, whatever lies behind it.
+
+    Args:
+        most_items: values in all lists and maps; None for as many as there are.
     """
     length = _FIRST_FEED_BYTES
+    limits: dict[str, Any] = {}
     while True:
         fed = data[at : at + length]
+        if most_items is not None and len(fed) > most_items:  # else there cannot be so many
+            count = _Items(most_items).counted
+            limits = {
+                "max_array_len": most_items, "max_map_len": most_items,
+                "list_hook": count, "object_hook": count,
+            }  # fmt: skip
         unpacker = msgpack.Unpacker(
-            raw=False, strict_map_key=False, max_buffer_size=max(len(fed), 1), max_ext_len=0
+            raw=False,
+            strict_map_key=False,
+            max_buffer_size=max(len(fed), 1),
+            max_ext_len=0,
+            ext_hook=_no_extension,
+            **limits,
         )
         try:
             unpacker.feed(fed)

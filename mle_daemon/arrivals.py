@@ -28,6 +28,9 @@ from mle_daemon.staging import Key, Staging
 
 # Artifacts at once.  A client sends one at a time, so this many are from no sensible one.
 MAX_ARRIVALS: Final = 1_000
+# Of them, on one connection: a process with many loggers sends one of each at a time.  Its others
+# wait, and those of other processes do not.
+MAX_CLIENT_ARRIVALS: Final = 200
 # Whole artifacts that are remembered, 200 bytes each: a question about one costs no transfer.
 _REMEMBERED: Final = 10_000
 # After a failure, and after the next ones: all goes on within seconds of the disk's recovery.
@@ -138,7 +141,7 @@ class Arrivals:
             return
         arrival = self._arrivals.get(key)
         if arrival is None:
-            if len(self._arrivals) >= MAX_ARRIVALS:
+            if not self._is_room_for(client):
                 return  # it is offered again
             arrival = self._arrivals[key] = Arrival(offer.size, offer.form, client, now)
         elif arrival.left is not None:
@@ -155,6 +158,10 @@ class Arrivals:
             self._answer(key, client, arrival.at)
             if arrival.at == arrival.size:
                 self._end(key, arrival, now)
+
+    def _is_room_for(self, client: bytes) -> bool:
+        theirs = sum(arrival.client == client for arrival in self._arrivals.values())
+        return len(self._arrivals) < MAX_ARRIVALS and theirs < MAX_CLIENT_ARRIVALS
 
     def _asked_after(self, key: Key, client: bytes, size: int) -> None:
         whole = self._whole[key]

@@ -27,6 +27,7 @@ from mle_client.keys import ServerKeys
 from mle_client.messages import NO_PRODUCER, ProducerId
 from mle_daemon import events as e
 from mle_daemon.arrivals import Arrivals, Left
+from mle_daemon.connection_limit import LOOK_AGAIN_S, ConnectionLimit
 from mle_daemon.gate import Gate
 from mle_daemon.staging import Staging
 
@@ -36,6 +37,8 @@ _RECEIVED_MESSAGES: Final = 4
 _SENT_MESSAGES: Final = 1_000
 # Taken in one round, before what was left by dead processes gets its turn.
 _ROUND_MESSAGES: Final = 4
+# Of one message; ours have two at most, so what has more is refused, whatever else is in it.
+_FRAMES_KEPT: Final = 3
 _ERROR_PAUSE_S: Final = 0.1
 _THREAD_NAME: Final = "mle-artifacts"
 
@@ -88,6 +91,8 @@ class ArtifactServer:
         self._poller.register(self._socket, zmq.POLLIN)
         if self._gate:
             self._poller.register(self._gate.questions, zmq.POLLIN)
+        self._limit = ConnectionLimit(self._socket, self.endpoint)
+        self._poller.register(self._limit.events, zmq.POLLIN)
         self._thread = threading.Thread(target=self._work, name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -141,6 +146,7 @@ class ArtifactServer:
             self._arrivals.close()
         except OSError as error:
             _log.warning("unfinished artifacts were left in the staging folder: %s", error)
+        self._limit.close()
         self._socket.close(linger=0)
         if self._gate:
             self._gate.close()
@@ -151,11 +157,15 @@ class ArtifactServer:
                 os.unlink(path)
 
     def _round(self) -> None:
-        ready = dict(self._poller.poll(int(self._arrivals.wait_s() * 1000)))
+        wait_s = self._arrivals.wait_s()
+        if not self._limit.is_open:
+            wait_s = min(wait_s, LOOK_AGAIN_S)
+        ready = dict(self._poller.poll(int(wait_s * 1000)))
         if self._wake_read in ready:
             os.read(self._wake_read, 65536)
         if self._gate:
             self._gate.answer()
+        self._limit.look()
         while self._commands:
             self._commands.popleft()()
         for _ in range(_ROUND_MESSAGES):
@@ -166,10 +176,14 @@ class ArtifactServer:
     def _take_message(self) -> bool:
         """Take one message, if there is one.  Returns: whether there was."""
         try:
-            identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            client = self._socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return False
-        client = identity.bytes
+        frames: list[zmq.Frame] = []
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frame = self._socket.recv(copy=False)
+            if len(frames) < _FRAMES_KEPT:
+                frames.append(frame)
         try:
             message = aw.decode([frame.buffer for frame in frames])
             if not isinstance(message, aw.Offer | aw.Chunk):

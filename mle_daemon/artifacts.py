@@ -270,6 +270,11 @@ class Artifacts:
         )
 
     @property
+    def waiting(self) -> int:
+        """How many are announced, not dropped and not stored."""
+        return sum(not each.dropped for each in self.pending.values())
+
+    @property
     def storing(self) -> bool:
         """Whether anything is being given its names."""
         return any(waiting.storing for waiting in self.pending.values())

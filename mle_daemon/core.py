@@ -19,7 +19,7 @@ from typing import Final
 
 from mle_client import messages as m
 from mle_daemon import events as e
-from mle_daemon import state
+from mle_daemon import limits, state
 from mle_daemon.artifact_flow import ArtifactFlow
 from mle_daemon.config import DaemonConfig
 from mle_daemon.groups import Groups
@@ -63,6 +63,7 @@ class Core:
         )
         self._stop_waiters: list[Waiter] = []
         self._heard: dict[e.Client, float] = {}
+        self._reported: OrderedDict[e.Client, int] = OrderedDict()  # how often
         self._replaying = True
         self._left = False
 
@@ -207,6 +208,14 @@ class Core:
         """The runs' part of a status report."""
         return self._registry.reports(now)
 
+    def may_report(self, client: e.Client) -> bool:
+        """Whether a client gets another report; it is counted if so."""
+        sent = self._reported.pop(client, 0)
+        self._reported[client] = min(sent + 1, limits.MAX_REPORTS)
+        while len(self._reported) > limits.REPORTED_KEPT:
+            self._reported.popitem(last=False)
+        return sent < limits.MAX_REPORTS
+
     def group_reports(self) -> list[e.Report]:
         """The groups' part of a status report."""
         return self._groups.reports()
@@ -260,7 +269,7 @@ class Core:
             case m.Hello(version):
                 self._hello(client, version)
             case m.Data():
-                self._intake.data(client, message)
+                self._intake.data(client, message, now)
             case m.Save(producer):
                 if run := self._registry.run_of(producer):
                     run.save_wanted = True
@@ -317,6 +326,9 @@ class Core:
             return
         self.stopping = event if self.stopping is None else self.stopping
         if event.client != e.NOBODY:
+            if len(self._stop_waiters) >= limits.MAX_STOPS:
+                self._out.answer([Waiter(event.client, event.token)], limits.TOO_MANY_STOPS)
+                return
             self._stop_waiters.append(Waiter(event.client, event.token))
         self._publisher.want_everything()
         for run in self.runs.values():

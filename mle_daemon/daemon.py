@@ -31,7 +31,7 @@ from mle_client.endpoint import (
 )
 from mle_client.errors import RootLocked, RunRefused
 from mle_client.keys import server_keys
-from mle_daemon import __version__, probes, recovery, status
+from mle_daemon import __version__, limits, probes, recovery, status
 from mle_daemon import events as e
 from mle_daemon.artifact_server import ArtifactServer
 from mle_daemon.checkpoints import Checkpoints
@@ -56,6 +56,10 @@ _SILENT_AFTER_S: Final = 35.0
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
 _STALLED_S: Final = 1.0  # of a sync; a busy disk takes some tenths
+_LINE_CHARS: Final = 4_096  # of the log; what clients send may be in it
+# A ring that was refused, for it is damaged or there are too many runs, is read again then.
+_STUCK_RETRY_S: Final = 30.0
+_SAID_KEPT: Final = 1_000  # of what is told once
 # How long one that leaves listens for those who were connecting: they need a few milliseconds.
 _LATE_S: Final = 0.05
 _STOP_TIMEOUT_S: Final = 10.0  # for what is arriving to be given up; a stalled disk can take longer
@@ -103,7 +107,12 @@ class Daemon:
         self._signalled: list[e.Event] = []
         self._outcomes: deque[e.Event] = deque()  # of threads; appended to by any of them
         self._taking: set[tuple[m.ProducerId, int]] = set()  # dead producers' artifacts
-        self._stuck: set[m.ProducerId] = set()  # rings that do not fit the journal; told once
+        # Rings that are not taken, with the time of the next attempt; told once.
+        self._stuck: dict[m.ProducerId, float] = {}
+        self._refusals = limits.Sparingly()
+        self._report: e.Report | None = None  # of this round
+        self._has_scanned = False  # rings, in this round, because a client asked
+        self._said: set[str] = set()  # what is found at every look and is told once
         self._next_scan = self._next_beat = 0.0
         self._sync_failed = False
         self._give_up_at = float("inf")
@@ -178,8 +187,11 @@ class Daemon:
         while self._leave is None:
             now = time.monotonic()
             good, bad = self._server.wait(self._wait_s(now))
+            self._report = None
+            self._has_scanned = False
             for client, reason in bad:
-                _LOG.warning("a client sent what is no message: %s", reason)
+                if line := self._refusals.line(f"a client sent what is no message: {reason}", now):
+                    _LOG.warning("%s", line)
                 self._server.send(client, m.Refused(m.NO_PRODUCER, reason))
             for client, message in good:
                 self._receive(client, message)
@@ -210,18 +222,27 @@ class Daemon:
 
     def _receive(self, client: e.Client, message: m.Request) -> None:
         if isinstance(message, m.AskStatus):
-            self._server.send(client, m.Status(message.token, self._status()))
+            self._answer_status(client, message.token)
             return
         self._last_work = time.monotonic()
         try:
-            if isinstance(message, m.Publish | m.Stop):  # what a dead trainer left belongs to it
-                self._scan_rings(self._last_work)
+            if isinstance(message, m.Publish | m.Stop) and not self._has_scanned:
+                self._has_scanned = True  # once for all that came in this round
+                self._scan_rings(self._last_work)  # what a dead trainer left belongs to it
             self._deliver(e.Received(client, message))
         except Exception as error:  # a mistake of ours; it must not take the other runs along
             _LOG.exception("a %s message could not be handled", type(message).__name__)
             producer = message.producer if isinstance(message, m.Data) else m.NO_PRODUCER
             reason = f"the daemon failed at it ({type(error).__name__}); see its log"
             self._server.send(client, m.Refused(producer, reason))
+
+    def _answer_status(self, client: e.Client, token: int) -> None:
+        if not self._core.may_report(client):
+            self._server.send(client, m.Done(token, limits.TOO_MANY_REPORTS))
+            return
+        if self._report is None:  # one for all who ask in this round
+            self._report = self._status()
+        self._server.send(client, m.Status(token, self._report))
 
     def _housekeeping(self, now: float) -> None:
         """What is done now and then."""
@@ -307,7 +328,7 @@ class Daemon:
                 for number in numbers:
                     self._drop(number)
             case e.Log(level, text):
-                _LOG.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+                _LOG.log(logging.getLevelNamesMapping()[level.upper()], "%s", text[:_LINE_CHARS])
             case e.Leave():
                 self._leave = instruction
 
@@ -345,7 +366,7 @@ class Daemon:
             return
         try:
             number = self._journal.rotate([(self._core.first_record(),)])
-        except JournalWriteError as error:
+        except (JournalWriteError, ValueError) as error:  # ValueError: the state is too large
             _LOG.warning("the journal cannot begin a new segment: %s", error)
             return
         self._core.rotated(number, ())
@@ -376,12 +397,12 @@ class Daemon:
         places = probes.find_rings(self._config.root)
         rings = {place.producer for place in places}
         alive = set(rings)
-        for ring in probes.abandoned(places):
+        for ring in probes.abandoned(places, self._say_once):
             alive.discard(ring.place.producer)
             try:
-                self._drain(ring)
+                self._drain(ring, now)
             except OSError as error:
-                _LOG.warning("the ring in %s cannot be read: %s", ring.place.directory, error)
+                self._say_once(f"the ring in {ring.place.directory} cannot be read: {error}")
             finally:
                 ring.close()
         # One with a ring is gone when that has been read, and with what it has left behind.
@@ -391,6 +412,8 @@ class Daemon:
         for producer in self._core.silent(now - _SILENT_AFTER_S):
             if producer not in rings and now - self._started > _SILENT_AFTER_S:
                 self._deliver(e.ProducerGone(producer))
+        self._stuck = {p: at for p, at in self._stuck.items() if p in rings}
+        self._taking = {key for key in self._taking if key[0] in rings}
         self._deliver(e.RingsSeen(frozenset(rings)))
         if alive or not self._core.idle:
             self._last_work = now
@@ -399,11 +422,21 @@ class Daemon:
             _LOG.info("nothing to do for %g s", idle_timeout)
             self._deliver(e.StopAsked(idle=True))
 
-    def _drain(self, ring: probes.AbandonedRing) -> None:
+    def _say_once(self, text: str) -> None:
+        """Write to the log what would be true again in a second."""
+        if text not in self._said:
+            if len(self._said) >= _SAID_KEPT:
+                self._said.clear()
+            self._said.add(text)
+            _LOG.warning("%s", text)
+
+    def _drain(self, ring: probes.AbandonedRing, now: float) -> None:
         """Take in what a process left behind, and remove its ring once the journal has it."""
         producer = ring.place.producer
+        if now < self._stuck.get(producer, 0.0):
+            return
         end = 0
-        for remains in ring.remains():
+        for remains in ring.remains(self._say_once):
             end = remains.base + len(remains.payload)
             if end > self._core.position(producer):
                 data = m.Data(producer, remains.base, remains.payload)
@@ -414,10 +447,12 @@ class Daemon:
             if self._core.is_settled(producer):
                 _LOG.info("the process of stream %s is gone; its ring is drained", producer.hex())
                 ring.remove()
-        elif producer not in self._stuck and not self._core.degraded:
-            self._stuck.add(producer)
-            _LOG.error("the ring in %s does not go on where the journal ends", ring.place.directory)
-            self._take_left(ring)
+        elif not self._core.degraded:
+            if producer not in self._stuck:
+                where = ring.place.directory
+                _LOG.error("the ring in %s is not taken, or not to its end; it stays there", where)
+                self._take_left(ring)
+            self._stuck[producer] = now + _STUCK_RETRY_S
 
     def _remove_done_rings(self) -> None:
         """Before leaving, remove the rings of dead processes of which all is stored.
@@ -427,15 +462,16 @@ class Daemon:
         """
         places = probes.find_rings(self._config.root)
         rings = {place.producer for place in places}
-        for ring in probes.abandoned(places):
+        for ring in probes.abandoned(places, self._say_once):
             producer = ring.place.producer
             try:
-                end = max((each.base + len(each.payload) for each in ring.remains()), default=0)
+                remains = ring.remains(self._say_once)
+                end = max((each.base + len(each.payload) for each in remains), default=0)
                 if self._core.position(producer) >= end and self._core.is_settled(producer):
                     ring.remove()
                     rings.discard(producer)
             except OSError as error:
-                _LOG.warning("the ring in %s cannot be read: %s", ring.place.directory, error)
+                self._say_once(f"the ring in {ring.place.directory} cannot be read: {error}")
             finally:
                 ring.close()
         self._deliver(e.RingsSeen(frozenset(rings)))

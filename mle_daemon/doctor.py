@@ -148,9 +148,9 @@ class Doctor:
     def _rings(self) -> None:
         places = probes.find_rings(self._root)
         self.examined = replace(self.examined, rings=len(places))
-        for ring in probes.abandoned(places):
+        for ring in probes.abandoned(places, self._odd_ring):
             try:
-                ticks = sum(len(each.payload) for each in ring.remains())
+                ticks = sum(len(each.payload) for each in ring.remains(self._odd_ring))
                 artifacts = len(ring.left())
             except OSError as error:
                 why = f"it cannot be read: {error.strerror}"
@@ -162,6 +162,10 @@ class Doctor:
                 what = f"a process has left {size_text(ticks)} of records and {artifacts} artifacts"
                 self._find(WAITING, "ring", ring.place.directory, what, self._recover)
         self._orphaned_spills({place.producer.hex() for place in places})
+
+    def _odd_ring(self, what: str) -> None:
+        folder = runtime.ring_dirs(self._root)[0]
+        self._find(DAMAGED, "ring", folder, what, "see what it is, and remove it")
 
     def _orphaned_spills(self, with_ring: set[str]) -> None:
         """Spilled segments whose ring in shared memory is gone, as after a reboot."""

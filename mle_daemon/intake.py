@@ -6,19 +6,21 @@ whose append failed counts for nothing.  What becomes of a run's file is decided
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from mle_client import layout, wire
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_daemon import events as e
+from mle_daemon import limits
 from mle_daemon.artifact_flow import ArtifactFlow
 from mle_daemon.artifacts import Artifacts, why_unfit
 from mle_daemon.ingest import Piece, Stream, StreamGap
 from mle_daemon.journal_segments import Segments
 from mle_daemon.openings import Openings
 from mle_daemon.outbox import Outbox
-from mle_daemon.registry import CLOSED, Registry
+from mle_daemon.registry import CLOSED, Registry, settings_bytes
 from mle_daemon.runs import RunState, Waiter
 
 # Between two attempts to have the journal written again, each with the pieces of one client: seldom
@@ -65,15 +67,17 @@ class Intake:
         self._late_flushes: list[tuple[e.Client, m.Flush]] = []
         self.retry_at = float("inf")
         self._turned_away: dict[m.ProducerId, e.Client] = {}  # when the journal failed
+        self._refusals = limits.Sparingly()
 
     # --- received -----------------------------------------------------------------------------
-    def data(self, client: e.Client, data: m.Data) -> None:
+    def data(self, client: e.Client, data: m.Data, now: float) -> None:
         """Stage what is new in a piece."""
         is_put_off = self._is_full and client != e.NOBODY
         if is_put_off and data.producer not in self._registry.ended:
-            self._put_off[data.producer] = client  # it keeps what is not acknowledged
+            if len(self._put_off) < limits.MAX_PUT_OFF:
+                self._put_off[data.producer] = client  # it keeps what is not acknowledged
             return
-        read = self._read(client, data)
+        read = self._read(client, data, now, self._check_room)
         if read is None:
             return
         stream, piece = read
@@ -84,7 +88,7 @@ class Intake:
 
     def replay(self, segment: int, data: m.Data, now: float) -> None:
         """Count on what is new in a piece that the journal has from an earlier process."""
-        read = self._read(e.NOBODY, data)
+        read = self._read(e.NOBODY, data, now)
         if read is None:
             return
         stream, piece = read
@@ -97,6 +101,9 @@ class Intake:
         producer, token = flush.producer, flush.token
         run = self._registry.run_of(producer)
         if run is not None and producer in run.members:
+            if len(run.waiters) >= limits.MAX_FLUSHES:
+                self._out.send(client, m.Done(token, limits.TOO_MANY_FLUSHES))
+                return
             run.wait(Waiter(client, token), {producer: flush.position})
         elif producer in self._registry.streams:  # its first piece is being journaled
             self._late_flushes.append((client, flush))
@@ -115,8 +122,18 @@ class Intake:
         for producer, client in put_off.items():
             self._out.send(client, m.Expect(producer, self._registry.position(producer)))
 
-    def _read(self, client: e.Client, data: m.Data) -> tuple[Stream, Piece] | None:
-        """Look at a piece and answer it, unless something in it is to be taken."""
+    def _read(
+        self,
+        client: e.Client,
+        data: m.Data,
+        now: float,
+        check_room: Callable[[Piece], None] = lambda piece: None,
+    ) -> tuple[Stream, Piece] | None:
+        """Look at a piece and answer it, unless something in it is to be taken.
+
+        Args:
+            check_room: raises ProtocolError where a sound piece is one too many.
+        """
         producer = data.producer
         if ended := self._registry.ended.get(producer):
             if client != e.NOBODY and data.position + len(data.payload) > ended.position:
@@ -129,13 +146,16 @@ class Intake:
             piece = stream.read(data.position, data.payload)
             if piece is not None:
                 self._check(stream, piece)
+                check_room(piece)
         except StreamGap:
             # While the journal fails, clients come back by themselves, when they get impatient.
             if not self.degraded:
                 self._out.send(client, m.Expect(producer, stream.position))
             return None
         except ProtocolError as error:
-            self._out.log("warning", f"refused a piece of stream {producer.hex()}: {error}")
+            line = f"refused a piece of stream {producer.hex()}: {error}"
+            if line := self._refusals.line(line, now):
+                self._out.log("warning", line)
             self._out.send(client, m.Refused(producer, str(error)))
             return None
         if run := self._registry.run_of(producer):
@@ -161,6 +181,24 @@ class Intake:
         for why in map(why_unfit, piece.artifacts):
             if why:
                 raise ProtocolError(why)
+
+    def _check_room(self, piece: Piece) -> None:
+        """Refuse what is more than a daemon can have.  What its journal has, it has."""
+        first = piece.records[0]
+        registry, run = self._registry, self._registry.run_of(piece.producer)
+        if isinstance(first, m.Run):
+            run = registry.runs.get(first.run_id)
+            if run is None and len(registry.runs) + len(self.staged) >= limits.MAX_RUNS:
+                raise ProtocolError(limits.TOO_MANY_RUNS)
+            held = registry.settings_bytes + sum(len(p.payload) for _, p in self.staged)
+            if run is None and held + settings_bytes(first) > limits.MAX_SETTINGS_BYTES:
+                raise ProtocolError(limits.TOO_MUCH_CONFIGURED)
+            if run is not None and len(run.members) >= limits.MAX_PRODUCERS:
+                raise ProtocolError(limits.TOO_MANY_PRODUCERS)
+        if announced := len(piece.artifacts):
+            waiting = run.artifacts.waiting if run is not None else 0
+            if waiting + announced > limits.MAX_WAITING_ARTIFACTS:
+                raise ProtocolError(limits.TOO_MANY_ARTIFACTS)
 
     def _join(self, run: RunState, producer: m.ProducerId, client: e.Client) -> None:
         """A producer of a run is heard from, perhaps for the first time on this connection."""

@@ -177,7 +177,9 @@ def run_here(
     # A thread that blocks signals may have started us, and that is inherited.
     wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
-    from mle_daemon import daemon  # loads HDF5, which the other verbs need not
+    from mle_daemon import connection_limit, daemon  # loads HDF5, which the other verbs need not
+
+    connection_limit.raise_limit()
 
     waiting = ready_fd  # None when nobody does any more
 

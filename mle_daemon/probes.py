@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -69,9 +69,9 @@ class AbandonedRing:
         self.place = place
         self._lock = lock
 
-    def remains(self) -> list[Remains]:
-        """Its committed records, in stream order."""
-        return read_remains(self.place.directory, self.place.spill)
+    def remains(self, on_odd: Callable[[str], None]) -> list[Remains]:
+        """Its committed records, in stream order.  Args, Raises: as of `ring.read_remains`."""
+        return read_remains(self.place.directory, self.place.spill, on_odd=on_odd)
 
     def left(self) -> list[LeftSnapshot]:
         """The artifacts that it holds."""
@@ -90,10 +90,18 @@ class AbandonedRing:
         os.close(self._lock)
 
 
-def abandoned(places: list[RingPlace]) -> Iterator[AbandonedRing]:
-    """Those of some rings whose process is gone."""
+def abandoned(places: list[RingPlace], on_odd: Callable[[str], None]) -> Iterator[AbandonedRing]:
+    """Those of some rings whose process is gone.
+
+    Args:
+        on_odd: told of what looks like a ring and is none.
+    """
     for place in places:
-        lock = take_over(place.directory)
+        try:
+            lock = take_over(place.directory)
+        except OSError as error:
+            on_odd(f"{place.directory} is passed over, for its owner file is odd: {error}")
+            continue
         if lock is not None:
             yield AbandonedRing(place, lock)
 

@@ -11,7 +11,7 @@ from typing import Final
 from mle_client import layout
 from mle_client import messages as m
 from mle_daemon import events as e
-from mle_daemon import state
+from mle_daemon import limits, state
 from mle_daemon.artifact_flow import ArtifactFlow
 from mle_daemon.columns import FileState
 from mle_daemon.config import DaemonConfig
@@ -60,7 +60,8 @@ class Publisher:
             if _is_under(run, path):
                 wanted[run_id] = self._registry.positions(run)
                 run.wanted_now = run.wanted_now or run.dirty
-        self._waiters.add(waiter, wanted)
+        if not self._waiters.add(waiter, wanted):
+            self._out.answer([waiter], limits.TOO_MANY_READERS)
 
     def want_everything(self) -> None:
         """Have every run published at once."""

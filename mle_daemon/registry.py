@@ -41,6 +41,7 @@ class Registry:
         recent: the last report of those that are.
         streams: of `runs`, and those whose first piece is being journaled.
         ended: of sealed runs.
+        settings_bytes: of the configurations of `runs`, about.
     """
 
     def __init__(self, recent_runs: int, groups: Groups) -> None:
@@ -49,6 +50,7 @@ class Registry:
         self.recent: OrderedDict[m.RunId, e.Report] = OrderedDict()
         self.streams: dict[m.ProducerId, Stream] = {}
         self.ended: OrderedDict[m.ProducerId, Stream] = OrderedDict()
+        self.settings_bytes = 0
         self._recent_runs = recent_runs
         self._run_of: dict[m.ProducerId, m.RunId] = {}
         self._with_ring: set[m.ProducerId] = set()  # streams whose ring was seen
@@ -110,13 +112,14 @@ class Registry:
         before = self.recent.pop(run.run_id, None)  # a forked child outlives its parent's run
         seed_id = before["seed_id"] if before else run.seed_id
         self.runs[run.run_id] = RunState(run, seed_id, layout.log_path(run.directory, seed_id))
+        self.settings_bytes += settings_bytes(run)
         self._groups.began(run.directory, seed_id, run.num_seeds)
         return True
 
     # --- going --------------------------------------------------------------------------------
     def retire(self, run_id: m.RunId, now: float) -> RunState:
         """Keep no more of a run than a line of the status report, and the ends of its streams."""
-        run = self.runs.pop(run_id)
+        run = self._forget(run_id)
         if run.file is None:
             self._groups.left(run.run.directory)
         else:
@@ -135,11 +138,16 @@ class Registry:
         if run_id is not None and (run := self.runs.get(run_id)):
             run.forget(producer)
             if not run.members:
-                del self.runs[run_id]
+                self._forget(run_id)
                 self._groups.left(run.run.directory)
         self.ended[producer] = Stream(producer, position, ticks)
         while len(self.ended) > ENDED_KEPT:
             self.ended.popitem(last=False)
+
+    def _forget(self, run_id: m.RunId) -> RunState:
+        run = self.runs.pop(run_id)
+        self.settings_bytes -= settings_bytes(run.run)
+        return run
 
     def rings_seen(self, rings: frozenset[m.ProducerId]) -> None:
         """Forget the streams that will not be heard of again: ended ones whose ring has gone."""
@@ -196,6 +204,7 @@ class Registry:
         restored = RunState(saved.run, saved.seed_id, saved.path, lost=saved.lost)
         restored.artifacts.restore(saved.artifacts)
         self.runs[run_id] = restored
+        self.settings_bytes += settings_bytes(saved.run)
         self._groups.began(saved.run.directory, saved.seed_id, saved.run.num_seeds)
         return True
 
@@ -209,6 +218,11 @@ class Registry:
         member.position, member.received = saved.position, saved.ticks
         member.main, member.over, member.crashed = saved.main, saved.over, saved.crashed
         member.process = saved.process
+
+
+def settings_bytes(run: m.Run) -> int:
+    """About what a run's configuration takes, in memory and in the state record."""
+    return len(run.config_file) + len(run.config_text) + len(run.config_json)
 
 
 def saved_ends(streams: Iterable[Stream], groups: Iterable[state.Group] = ()) -> state.Saved:

@@ -185,7 +185,7 @@ class RunState:
         if piece.end <= member.published:
             return  # it came before; the file has it already
         piece = _new_in(piece, member)
-        self.lost += piece.lost
+        self._note_lost(self.lost, piece)
         nothing_before = not self.tail and not self.publishing
         nothing_in_it = not (piece.blocks or piece.lost or piece.artifacts)
         if self.run.tboard:
@@ -197,6 +197,10 @@ class RunState:
             self.dirty_since = now
         self.tail.append(piece)
         self.tail_bytes += len(piece.payload)
+
+    def _note_lost(self, before: int, *pieces: Piece) -> None:
+        # A count that no file and no state record can hold would end the daemon.
+        self.lost = min(m.MAX_COUNT, before + sum(piece.lost for piece in pieces))
 
     def gone(self, producer: m.ProducerId) -> None:
         """A producer's process is gone; nothing more comes from it."""
@@ -220,7 +224,7 @@ class RunState:
             self._note_published(file)
             waiting = [(piece, self.members[piece.producer]) for piece in self.tail]
             self._keep([_new_in(p, member) for p, member in waiting if p.end > member.published])
-            self.lost = file.lost + sum(piece.lost for piece in self.tail)
+            self._note_lost(file.lost, *self.tail)
         self._settle()
 
     def due(self) -> Due:

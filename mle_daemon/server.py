@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
@@ -18,12 +17,17 @@ from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_client.keys import ServerKeys
 from mle_daemon.events import Client
+from mle_daemon.connection_limit import ConnectionLimit
 from mle_daemon.gate import Gate
 
 # One round takes what came in meanwhile, so that the journal gets one write for many clients; the
 # bounds keep a round's memory and the time to the next acknowledgement small.
 _ROUND_MESSAGES: Final = 1_000
 _ROUND_BYTES: Final = 16 * 2**20
+# Waiting in memory, of each client, which may be of 32 MiB each: what comes in while a round lasts.
+_RECEIVED_MESSAGES: Final = 100
+# Of one message; ours have two at most, so what has more is refused, whatever else is in it.
+_FRAMES_KEPT: Final = 3
 # Replies that a client does not fetch: it is stopped or gone.  Enough for the acks of a minute.
 _SEND_HIGH_WATER: Final = 10_000
 
@@ -41,7 +45,7 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER)
-        self._socket.setsockopt(zmq.RCVHWM, _ROUND_MESSAGES)
+        self._socket.setsockopt(zmq.RCVHWM, _RECEIVED_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, m.MAX_FRAME_BYTES)
         self._gate = Gate(self._context, self._socket, keys) if keys else None
         try:
@@ -59,6 +63,8 @@ class Server:
         self._poller.register(self._socket, zmq.POLLIN)
         if self._gate:
             self._poller.register(self._gate.questions, zmq.POLLIN)
+        self._limit = ConnectionLimit(self._socket, self.endpoint)
+        self._poller.register(self._limit.events, zmq.POLLIN)
 
     def wake(self) -> None:
         """End the present wait.  May be called from any thread and from signal handlers."""
@@ -78,18 +84,23 @@ class Server:
             os.read(self._wake_read, 65536)
         if self._gate:
             self._gate.answer()
+        self._limit.look()
         good: list[tuple[Client, m.Request]] = []
         bad: list[tuple[Client, str]] = []
         size = 0
         while len(good) + len(bad) < _ROUND_MESSAGES and size < _ROUND_BYTES:
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                client = Client(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 break
-            size += sum(map(len, frames))
-            client = Client(identity)
+            frames: list[bytes] = []
+            while self._socket.getsockopt(zmq.RCVMORE):
+                frame = self._socket.recv()
+                size += len(frame)
+                if len(frames) < _FRAMES_KEPT:
+                    frames.append(frame)
             try:
-                good.append((client, _request(frames)))
+                good.append((client, wire.decode_request(frames)))
             except ProtocolError as error:
                 bad.append((client, str(error)))
         return good, bad
@@ -101,6 +112,7 @@ class Server:
 
     def close(self) -> None:
         """Close the socket once what was sent is on its way, one second at most."""
+        self._limit.close()
         self._socket.close(linger=1000)
         if self._gate:
             self._gate.close()
@@ -122,12 +134,3 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _request(frames: Sequence[bytes]) -> m.Request:
-    message = wire.decode(frames)
-    if not isinstance(
-        message, m.Hello | m.Data | m.Save | m.Flush | m.Publish | m.AskStatus | m.Stop
-    ):
-        raise ProtocolError(f"a client may not send a {type(message).__name__} message")
-    return message

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from mle_client import messages as m
+from mle_daemon import limits
 from mle_daemon.runs import RunState, Waiter
 
 Positions: TypeAlias = Mapping[m.ProducerId, int]
@@ -22,9 +23,20 @@ class Waiters:
     def __init__(self) -> None:
         self._readers: list[tuple[Waiter, Mapping[m.RunId, Positions]]] = []
 
-    def add(self, waiter: Waiter, wanted: Mapping[m.RunId, Positions]) -> None:
-        """Let a reader wait.  Args: wanted: what the file of each run is to have."""
+    def add(self, waiter: Waiter, wanted: Mapping[m.RunId, Positions]) -> bool:
+        """Let a reader wait, unless there are too many.
+
+        Args:
+            wanted: what the file of each run is to have.
+
+        Returns:
+            Whether it waits.
+        """
+        awaited = sum(len(each) for _, each in self._readers) + len(wanted)
+        if len(self._readers) >= limits.MAX_READERS or awaited > limits.MAX_AWAITED_RUNS:
+            return False
         self._readers.append((waiter, wanted))
+        return True
 
     def served(self, runs: Runs) -> list[Waiter]:
         """The waiters whose files have what they wait for; they are forgotten."""

@@ -66,6 +66,9 @@ class FakeShipper:
             raise self.error
         self.parcels.append(Parcel(snapshot, droppable, on_dropped))
 
+    def unstored(self, producer: m.ProducerId) -> int:
+        return len(self.parcels)
+
     def pending_bytes(self, producer: m.ProducerId) -> int:
         return sum(parcel.snapshot.size for parcel in self.parcels)
 
