@@ -16,8 +16,8 @@ from mle_client import messages as m
 from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_client.keys import ServerKeys
-from mle_daemon.events import Client
 from mle_daemon.connection_limit import ConnectionLimit
+from mle_daemon.events import Client
 from mle_daemon.gate import Gate
 
 # One round takes what came in meanwhile, so that the journal gets one write for many clients; the

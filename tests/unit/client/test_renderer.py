@@ -395,7 +395,7 @@ import os, signal, sys
 from mle_client.renderer import Renderer
 with open(sys.argv[1], "rb") as file:
     payload = file.read()
-Renderer().render(payload, 2.0)
+Renderer().render(payload, 60.0)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
