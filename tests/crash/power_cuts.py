@@ -8,7 +8,7 @@ The disk is one without a cache of its own: what was written to it is on it.
 When the load is over, each copy is mounted in the place of the root, recovered with an empty ring
 folder, and compared with what trainers had said before the cut.
 
-    python -m tests.crash.power_cuts CUTS      by hand; the seed is printed, MLE_CRASH_SEED=… repeats
+    python -m tests.crash.power_cuts CUTS     by hand; the seed is printed, MLE_CRASH_SEED=… repeats
 """
 
 from __future__ import annotations

@@ -395,7 +395,7 @@ import os, signal, sys
 from mle_client.renderer import Renderer
 with open(sys.argv[1], "rb") as file:
     payload = file.read()
-Renderer().render(payload, 60.0)
+Renderer().render(payload, float(sys.argv[2]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -418,7 +418,9 @@ def test_it_ends_when_its_trainer_was_killed(hangs: bool, tmp_path: Path) -> Non
     payload = tmp_path / "figure"
     payload.write_bytes(figure(note_pid))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", TRAINER, str(payload)], env=environment)
+    timeout_s = "2" if hangs else str(TIMEOUT_S)  # which ends it, too, where its trainer cannot
+    command = [sys.executable, "-c", TRAINER, str(payload), timeout_s]
+    done = subprocess.run(command, env=environment)
     assert done.returncode == -signal.SIGKILL
     assert wait_until(lambda: is_gone(int(pid_file.read_text())))
 
