@@ -418,11 +418,11 @@ def test_it_ends_when_its_trainer_was_killed(hangs: bool, tmp_path: Path) -> Non
     payload = tmp_path / "figure"
     payload.write_bytes(figure(note_pid))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    timeout_s = "2" if hangs else str(TIMEOUT_S)  # which ends it, too, where its trainer cannot
+    timeout_s = "5" if hangs else str(TIMEOUT_S)  # which ends it, too, where its trainer cannot
     command = [sys.executable, "-c", TRAINER, str(payload), timeout_s]
     done = subprocess.run(command, env=environment)
     assert done.returncode == -signal.SIGKILL
-    assert wait_until(lambda: is_gone(int(pid_file.read_text())))
+    assert wait_until(lambda: is_gone(int(pid_file.read_text())), timeout=30.0)
 
 
 def test_a_forked_child_leaves_the_process_to_its_parent(renderer: Renderer) -> None:
