@@ -132,6 +132,7 @@ def test_an_address_that_cannot_be_had_is_an_error(
         [bytes(aw.encode(aw.Offer(ANNA, 1, 5, "file"))[0]), b"payload"],
         [bytes(aw.encode(aw.Chunk(ANNA, 1, 0, b"x"))[0]), b""],
         [b"\x96\x01\x02rest"],
+        [bytes(aw.encode(aw.Chunk(ANNA, 1, 0, b"x"))[0]), *[b"x"] * 10_000],
     ],
 )  # fmt: skip
 def test_garbage_is_counted_and_declined_and_closes_nothing(
