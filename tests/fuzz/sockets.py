@@ -102,7 +102,7 @@ class Fuzzer:
         payload = messages.records(choices)
         if at == 0:
             # A mirror in W&B is a process of its own; there would be twenty.
-            run = messages.run(choices, number, self._directory, wandb={}, tboard=False)
+            run = messages.run(choices, number, self._directory, wandb={})
             payload = run + payload
         if self._random.random() < 0.01:
             self._positions[producer] = self._random.randrange(2**63)
