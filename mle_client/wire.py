@@ -299,6 +299,10 @@ class StreamDecoder:
             at, record = self._next(data, at, known)
             if isinstance(record, m.Schema):
                 _add_schema(known, record)
+            if len(records) == m.MAX_RECORDS:
+                raise ProtocolError(
+                    f"a piece of more than {m.MAX_RECORDS} records: send it in parts"
+                )
             records.append(record)
         self.schemas = known
         return records

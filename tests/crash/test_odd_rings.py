@@ -130,6 +130,8 @@ def check_daemon_beside(root: Path, odd: list[Path]) -> None:
         said = root / ".mle" / "daemon.log"
         daemons.wait_for(lambda: all(str(path) in said.read_text() for path in odd))
         daemons.wait_for(lambda: not left.exists())
+        for _ in range(3):
+            load_log(str(root / "lives"))  # has the daemon look at its rings
         lines = said.read_text().splitlines()
         assert [sum(str(path) in line for line in lines) for path in odd] == [1] * len(odd)
     assert load_log(str(root / "lives")).seed_1.time.step.tolist() == [1]

@@ -132,7 +132,6 @@ def test_an_address_that_cannot_be_had_is_an_error(
         [bytes(aw.encode(aw.Offer(ANNA, 1, 5, "file"))[0]), b"payload"],
         [bytes(aw.encode(aw.Chunk(ANNA, 1, 0, b"x"))[0]), b""],
         [b"\x96\x01\x02rest"],
-        [bytes(aw.encode(aw.Chunk(ANNA, 1, 0, b"x"))[0]), *[b"x"] * 10_000],
     ],
 )  # fmt: skip
 def test_garbage_is_counted_and_declined_and_closes_nothing(
@@ -147,6 +146,19 @@ def test_garbage_is_counted_and_declined_and_closes_nothing(
     arrives(client)
     wait_until(lambda: events)
     assert [type(event) for event in events] == [e.Arrived]
+
+
+def test_of_a_message_of_many_parts_only_the_first_are_kept(
+    server: ArtifactServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    decode = aw.decode
+    monkeypatch.setattr(aw, "decode", lambda frames: seen.append(len(frames)) or decode(frames))
+
+    client.send_frames(bytes(aw.encode(aw.Chunk(ANNA, 1, 0, b"x"))[0]), *[b"x"] * 10_000)
+
+    assert isinstance(client.receive(), aw.Declined)
+    assert seen == [3]
 
 
 def test_a_flood_of_garbage_fills_no_log(
