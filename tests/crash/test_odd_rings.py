@@ -134,6 +134,7 @@ def check_daemon_beside(root: Path, odd: list[Path]) -> None:
             load_log(str(root / "lives"))  # has the daemon look at its rings
         lines = said.read_text().splitlines()
         assert [sum(str(path) in line for line in lines) for path in odd] == [1] * len(odd)
+        assert sum("refused a piece" in line for line in lines) <= 1  # of what is damaged
     assert load_log(str(root / "lives")).seed_1.time.step.tolist() == [1]
     assert load_log(str(root / "left")).seed_1.time.step.tolist() == [1, 2, 3]
 
