@@ -165,13 +165,18 @@ def test_what_nobody_of_ours_has_made_is_passed_over_and_told(tmp_path: Path) ->
     os.mkfifo(tmp_path / "1.seg")
     (tmp_path / "2.seg").symlink_to("/dev/zero")
     (tmp_path / "3.seg").mkdir()
-    (tmp_path / "4.seg").write_bytes(segment)
-    os.truncate(tmp_path / "4.seg", rings.MAX_SEGMENT_BYTES + 1)
     (tmp_path / "5.seg").write_bytes(segment)
     told: list[str] = []
     (remains,) = rings.read_remains(str(tmp_path), on_odd=told.append)
     assert remains.payload == b"\x91\xa3end"
-    assert sorted(line.partition(".seg")[0][-1] for line in told) == ["1", "2", "3", "4"]
+    assert sorted(line.partition(".seg")[0][-1] for line in told) == ["1", "2", "3"]
+
+
+def test_a_segment_larger_than_any_is_not_read_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "1.seg").write_bytes(rings.MAGIC + bytes(56) + b"\x91\xa3end\xc0\0")
+    os.truncate(tmp_path / "1.seg", 2**40)  # sparse
+    with pytest.raises(OSError, match="larger than any segment"):
+        rings.read_remains(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe", "no ring", "linked ring"])
