@@ -4,6 +4,9 @@
 PYTHON ?= python3
 ARGS ?=
 N ?= 1000
+# What is fuzzed, and for how many seconds.
+TARGET ?= core
+S ?= 600
 # Tests at a time; they wait more than they compute.
 JOBS ?= 2
 VENV := .venv
@@ -11,7 +14,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench crash protections fmt clean
+.PHONY: help demo test check bench crash protections fuzz fmt clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -40,6 +43,10 @@ crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too, then a sess
 
 protections: $(VENV)/dev.stamp  ## switch off one protection after another: a test must notice each
 	@$(PY) -m tests.protections
+
+fuzz: $(VENV)/dev.stamp  ## let a coverage-guided fuzzer look for bytes that do harm; TARGET=core S=600
+	@$(PIP) install --group fuzz
+	@$(PY) -m tests.fuzz $(TARGET) -max_total_time=$(S)
 
 fmt: $(VENV)/dev.stamp  ## format and mend what ruff can mend
 	@$(BIN)/ruff check --fix .

@@ -36,7 +36,7 @@ class NotSynced(OSError):
 
 
 class OddFile(OSError):
-    """A name leads to something else than a file of this user's."""
+    """A name leads to something else than a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ class Stamp:
 
 
 def open_left(path: str, flags: int = os.O_RDONLY) -> int:
-    """Open a file that another process has left, if it is a file, and one of this user's.
+    """Open a file that another process has left, if it is a file.
 
-    To open what only looks like one can wait for ever (a pipe), or lead anywhere (a link).
+    To open what only looks like one can wait for ever (a pipe), or lead anywhere (a link).  Whose
+    it is does not matter: on some file systems, what we wrote is somebody else's.
 
     Returns:
         A file descriptor.
@@ -71,12 +72,10 @@ def open_left(path: str, flags: int = os.O_RDONLY) -> int:
         if error.errno in _ODD:
             raise OddFile(error.errno, "it is no file", path) from error
         raise
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+    if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    what = "it belongs to somebody else" if stat.S_ISREG(found.st_mode) else "it is no file"
-    raise OddFile(errno.EINVAL, what, path)
+    raise OddFile(errno.EINVAL, "it is no file", path)
 
 
 @contextmanager

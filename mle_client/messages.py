@@ -38,6 +38,9 @@ MAX_RUN_BYTES = 24 * 2**20  # a run's record: a configuration is in it up to thr
 MAX_FACTS_BYTES = 64 * 1024  # of an artifact; thousands may wait at once
 MAX_UNSTORED = 10_000  # artifacts of one producer on their way; a save waits, and then fails
 MAX_COUNT = 2**63 - 1  # what files, and everybody's msgpack, can hold
+# In one piece of a stream, ticks of one schema that follow each other counted once.  A segment of a
+# ring, which is what a client sends, holds half as many of the smallest.
+MAX_RECORDS = 2**15
 MAX_FRAME_BYTES = 32 * 2**20  # anything larger on the socket is not ours
 MAX_REQUEST_BYTES = 64 * 1024  # a request's first frame: the longest holds a path
 # Values in the lists and maps of one record or message, scalars too: each takes up to 70 bytes in

@@ -82,6 +82,10 @@ class Producer:
         on_lost: called with a reason when a tick could not be kept.
         tally: counts the ticks, where `latest` will be asked for.
         wait_s: seconds that `update` may wait for room before it drops a tick.
+
+    Raises:
+        ValueError: the run is too large; the ring is gone.
+        RingFull: there is no room for it; the ring is gone.
     """
 
     def __init__(
@@ -128,7 +132,11 @@ class Producer:
         self.forward: Update | None = None  # takes ticks in place of a producer that was disabled
         self._install: Callable[[Update], None] = lambda update: None
         self.update: Update = self._enter
-        self._append(_encode_run(run))
+        try:
+            self._append(_encode_run(run))
+        except BaseException:
+            ring.delete()  # nobody else could
+            raise
 
     def install(self, install: Callable[[Update], None]) -> None:
         """Have `install(update)` called whenever another function takes the next ticks."""

@@ -492,7 +492,7 @@ def _read_segment(path: str) -> Remains | None:
         if len(header) < HEADER_BYTES or header[:8] != MAGIC:
             return None
         if os.fstat(file.fileno()).st_size > MAX_SEGMENT_BYTES:
-            raise files.OddFile(errno.EFBIG, "it is larger than any segment of ours", path)
+            raise OSError(errno.EFBIG, "it is larger than any segment of ours", path)
         content = file.read()
     payload = content[: wire.committed_end(content)]
     if not payload:

@@ -280,7 +280,7 @@ class StreamDecoder:
 
     def __init__(self, schemas: Mapping[int, m.Schema] | None = None) -> None:
         self.schemas: dict[int, m.Schema] = dict(schemas or {})
-        self._layouts: dict[int, FixedLayout | None] = {}
+        self._layouts: dict[int, tuple[m.Schema, FixedLayout | None]] = {}
 
     def decode(self, payload: bytes | memoryview) -> list[Record]:
         """The records of a piece.
@@ -299,6 +299,10 @@ class StreamDecoder:
             at, record = self._next(data, at, known)
             if isinstance(record, m.Schema):
                 _add_schema(known, record)
+            if len(records) == m.MAX_RECORDS:
+                raise ProtocolError(
+                    f"a piece of more than {m.MAX_RECORDS} records: send it in parts"
+                )
             records.append(record)
         self.schemas = known
         return records
@@ -319,10 +323,12 @@ class StreamDecoder:
         return self._fixed_ticks(data, at, schema, layout)
 
     def _layout(self, schema: m.Schema) -> FixedLayout | None:
-        if schema.number not in self._layouts:
-            fixed = has_fixed_layout(schema)
-            self._layouts[schema.number] = fixed_layout(schema) if fixed else None
-        return self._layouts[schema.number]
+        known = self._layouts.get(schema.number)
+        # Another schema had this number where a piece was refused: it is none of the stream's.
+        if known is None or (known[0] is not schema and known[0] != schema):
+            layout = fixed_layout(schema) if has_fixed_layout(schema) else None
+            known = self._layouts[schema.number] = schema, layout
+        return known[1]
 
     def _fixed_ticks(
         self, data: memoryview, at: int, schema: m.Schema, layout: FixedLayout

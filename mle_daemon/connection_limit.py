@@ -2,8 +2,8 @@
 
 Each connection takes one.  libzmq ends the process where it finds none for another connection on an
 ipc socket (4.3.5, `ipc_listener.cpp`), and journal, logs and artifacts need some, too.  So the
-socket listens no more while few are left; connections that there are go on, and whoever comes
-meanwhile is taken when some have gone: ZeroMQ's clients try again by themselves.
+socket listens no more while few are left.  ZeroMQ then ends the connections that it has taken; its
+clients connect again by themselves, and send again what was not acknowledged, when it listens.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class ConnectionLimit:
             self._socket.unbind(self._endpoint)
             self.is_open = False
             line = (
-                f"only {left} descriptors are left: no more connections are taken until some have "
-                "gone; `ulimit -n` lets a daemon have more"
+                f"only {left} descriptors are left: all connections are closed, to be made again "
+                "when there is room; `ulimit -n` lets a daemon have more"
             )
             if line := self._lines.line(line, time.monotonic()):
                 _log.warning("%s", line)

@@ -23,7 +23,7 @@ from mle_daemon.gate import Gate
 # One round takes what came in meanwhile, so that the journal gets one write for many clients; the
 # bounds keep a round's memory and the time to the next acknowledgement small.
 _ROUND_MESSAGES: Final = 1_000
-_ROUND_BYTES: Final = 16 * 2**20
+_ROUND_BYTES: Final = 4 * 2**20
 # Waiting in memory, of each client, which may be of 32 MiB each: what comes in while a round lasts.
 _RECEIVED_MESSAGES: Final = 100
 # Of one message; ours have two at most, so what has more is refused, whatever else is in it.

@@ -64,8 +64,9 @@ def events_of(
     """
     groups = [group for group in _groups(blocks, first_row) if group.tags]
     window = max(1, _PIECE_BYTES // max((group.event_bytes for group in groups), default=1))
-    for start in range(first_row, first_row + sum(map(len, blocks)), window):
-        yield _scalars(groups, start, window)
+    end = first_row + sum(map(len, blocks))
+    for start in range(first_row, end, window):
+        yield _scalars(groups, start, min(window, end - start))
     for seconds, step, tag, histogram in histograms:
         yield fmt.histogram_event(seconds, step, tag, histogram)
     for seconds, step, tag, image in images:

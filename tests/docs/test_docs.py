@@ -23,7 +23,7 @@ import pytest
 from mle_client import control, discovery, layout, ring, ticks, wire
 from mle_client import messages as m
 from mle_client.errors import MLEError
-from mle_daemon import events
+from mle_daemon import events, limits
 
 TREE = Path(__file__).parents[2]
 DOCS = TREE / "docs"
@@ -381,6 +381,15 @@ def test_the_protocol_page_has_every_bound() -> None:
 
     assert described == {
         name: f"{value:,}" for name, value in vars(m).items() if name.startswith("MAX_")
+    }
+
+
+def test_the_protocol_page_has_every_limit() -> None:
+    described = {name.strip("`"): value for name, value, *_ in rows(section(WIRE, "Limits"))}
+    named = {name: value for name, value in described.items() if name.startswith("MAX_")}
+
+    assert named == {
+        name: f"{value:,}" for name, value in vars(limits).items() if name.startswith("MAX_")
     }
 
 

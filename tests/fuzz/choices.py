@@ -21,6 +21,12 @@ TEXTS: Final = (
     "i8", "f8", "b1", "str", "<f8", "|u1", "extra/1", "figures/a.png", "model", "init", "dropped",
 )  # fmt: skip
 BYTES: Final = (b"", b"\0", b"p" * 16, bytes(16), b"x" * 300, b"\xff\xfe")
+# What msgpack's own edges look like: a surrogate, deep nesting, counts and lengths that are lies,
+# a time stamp, the byte that is never used, half a NaN.
+SPLICES: Final = (
+    b"\xed\xa0\x80", b"\x91" * 2_000, b"\xdd\xff\xff\xff\xff", b"\xdf\x7f\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff", b"\xd6\xff\0\0\0\0", b"\xc1", b"\xcb\x7f\xf8",
+)  # fmt: skip
 _DEPTH: Final = 3
 
 
@@ -67,13 +73,17 @@ class Choices:
             lambda: msgpack.Timestamp(self.below(100)),
         ))()  # fmt: skip
 
+    def key(self) -> Any:
+        """A key of a map, text as a rule; NaN, which equals no other key, among the others."""
+        return self.pick(TEXTS) if self.below(4) else self.scalar()
+
     def value(self, depth: int = _DEPTH) -> Any:
         """Any value of msgpack."""
         kind = self.below(8) if depth else 7
         if kind == 0:
             return [self.value(depth - 1) for _ in range(self.below(5))]
         if kind == 1:
-            return {self.pick(TEXTS): self.value(depth - 1) for _ in range(self.below(5))}
+            return {self.key(): self.value(depth - 1) for _ in range(self.below(5))}
         return self.scalar()
 
     def changed(self, value: Any) -> Any:
@@ -93,7 +103,7 @@ class Choices:
                 case 0:
                     return {name: item for name, item in value.items() if name != key}
                 case 1:
-                    return {**value, self.pick(TEXTS): self.value()}
+                    return {**value, self.key(): self.value()}
                 case _:
                     return {**value, key: self.changed(value[key])}
         return self.value()
@@ -101,9 +111,11 @@ class Choices:
     def spoilt(self, data: bytes) -> bytes:
         """Bytes with some flipped, cut off, put in, or there twice."""
         at = self.below(len(data) + 1)
-        match self.below(5):
+        match self.below(6):
             case 0:
                 return data[:at]
+            case 5:
+                return data[:at] + self.pick(SPLICES) + data[at:]
             case 1:
                 return data[:at] + self.take(1 + self.below(4)) + data[at + 1 :]
             case 2:

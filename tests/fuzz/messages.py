@@ -154,7 +154,13 @@ def run(choices: Choices, number: int, directory: str = f"{ROOT}/exp", **changes
         directory=directory,
         **changes,
     )
-    return changed_record(choices, plain) if choices.below(2) else wire.encode_record(plain)
+    if choices.below(2):
+        return changed_record(choices, plain)
+    record = wire.encode_record(plain)
+    if choices.one_in(8):  # a key that is there twice: the last one counts
+        assert record[5:8] == b"\xde\0\x14"
+        record = record[:7] + b"\x15" + record[8:] + _pack("seed_id") + _pack("fuzzed_twice")
+    return record
 
 
 def _pack(body: Any) -> bytes:

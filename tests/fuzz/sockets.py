@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import zmq
 
+from mle_client import artifact_wire as aw
 from mle_client import messages as m
 from mle_client import wire
 from mle_client.endpoint import read_endpoint
@@ -30,6 +31,7 @@ _DEAF: Final = 2  # whose are not
 _RUNS: Final = 20
 _HALF_OPEN: Final = 50
 _TOO_LARGE_BYTES: Final = m.MAX_FRAME_BYTES + 1
+_LARGEST_BYTES: Final = 2**20  # of an artifact
 _TIMEOUT_MS: Final = 60_000
 # A whole ZMTP 3.0 handshake, and a frame of which only the length comes.
 _GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
@@ -74,7 +76,7 @@ class Fuzzer:
             elif kind < 0.80:
                 self._stream(choices)
             elif kind < 0.93:
-                self._send(self._artifacts, messages.artifact_frames(choices))
+                self._artifact(choices)
             elif kind < 0.96:
                 parts = [self._random.randbytes(self._random.randrange(40)) for _ in range(50)]
                 self._send(self._some(), parts[: self._random.randrange(1, 50)])
@@ -102,11 +104,19 @@ class Fuzzer:
         payload = messages.records(choices)
         if at == 0:
             # A mirror in W&B is a process of its own; there would be twenty.
-            run = messages.run(choices, number, self._directory, wandb={}, tboard=False)
+            run = messages.run(choices, number, self._directory, wandb={})
             payload = run + payload
         if self._random.random() < 0.01:
             self._positions[producer] = self._random.randrange(2**63)
         self._send(self._some(), wire.encode(m.Data(producer, at, payload)))
+
+    def _artifact(self, choices: Choices) -> None:
+        frames = messages.artifact_frames(choices)
+        with contextlib.suppress(ProtocolError):
+            message = aw.decode(frames)
+            if isinstance(message, aw.Offer) and message.size > _LARGEST_BYTES:
+                return  # so much of the disk would be taken
+        self._send(self._artifacts, frames)
 
     def _send(self, socket: Any, frames: list[bytes]) -> None:
         socket.send_multipart(frames)

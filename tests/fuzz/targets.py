@@ -32,7 +32,9 @@ def wire_target(data: bytes) -> None:
     choices = Choices(data)
     with contextlib.suppress(ProtocolError):
         message = wire.decode(messages.frames(choices))
-        assert wire.decode(wire.encode(message)) == message or _has_nan(message)
+        again = wire.decode(wire.encode(message))
+        assert type(again) is type(message)
+        assert again == message or not isinstance(message, m.Request)  # of replies, texts are cut
     decoder = wire.StreamDecoder()
     before: dict[int, m.Schema] = {}
     for _ in range(3):
@@ -69,10 +71,6 @@ def _read(record: wire.Record) -> None:
         for plain in record.tags.values():
             with contextlib.suppress(ValueError):
                 histograms.from_plain(plain)
-
-
-def _has_nan(message: m.Message) -> bool:
-    return isinstance(message, m.Status)
 
 
 def artifact_wire_target(data: bytes) -> None:

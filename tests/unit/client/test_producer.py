@@ -614,6 +614,32 @@ def test_a_record_that_a_daemon_would_refuse_is_not_written(stage: Stage) -> Non
     assert len(stage.records()) == 1
 
 
+def test_keys_of_all_combinations_are_bounded_in_bytes_and_the_others_go_on(stage: Stage) -> None:
+    keys = [f"{n:04}" + "x" * 1_000 for n in range(1_000)]
+    for number in range(4):
+        stage.update({f"clock {number}": 1}, dict.fromkeys(keys, 1.0))
+    with pytest.raises(ValueError, match="keys of all combinations in one run exceed"):
+        stage.update({"clock 4": 1}, dict.fromkeys(keys, 1.0))
+    stage.update({"clock 0": 2}, dict.fromkeys(keys, 2.0))
+    assert sum(len(r) for r in stage.records() if isinstance(r, wire.Block)) >= 2
+
+
+def test_a_run_that_a_daemon_would_refuse_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(m, "MAX_RUN_BYTES", 100)
+    with pytest.raises(ValueError, match="the configuration of a run and what it has kept"):
+        Stage(tmp_path)
+    assert not (tmp_path / "ring").exists()
+
+
+def test_an_artifact_with_too_many_facts_is_refused(stage: Stage) -> None:
+    facts = {"metrics": "x" * m.MAX_FACTS_BYTES}
+    with pytest.raises(ValueError, match="65536 is the bound"):
+        stage.producer.record(m.Artifact(1, "model", "", facts))
+    assert len(stage.records()) == 1
+
+
 @pytest.mark.parametrize("tally", [None, Tally()])
 def test_the_latest_tick_is_known(tmp_path: Path, tally: Tally | None) -> None:
     stage = Stage(tmp_path, tally=tally)

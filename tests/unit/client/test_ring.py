@@ -200,6 +200,42 @@ def test_what_is_no_segment_is_passed_over(tmp_path: Path) -> None:
     assert rings.read_remains(str(tmp_path), str(tmp_path / "nowhere")) == []
 
 
+def test_what_nobody_of_ours_has_made_is_passed_over_and_told(tmp_path: Path) -> None:
+    segment = rings.MAGIC + bytes(56) + b"\x91\xa3end\xc0\0"
+    os.mkfifo(tmp_path / "1.seg")
+    (tmp_path / "2.seg").symlink_to("/dev/zero")
+    (tmp_path / "3.seg").mkdir()
+    (tmp_path / "5.seg").write_bytes(segment)
+    told: list[str] = []
+    (remains,) = rings.read_remains(str(tmp_path), on_odd=told.append)
+    assert remains.payload == b"\x91\xa3end"
+    assert sorted(line.partition(".seg")[0][-1] for line in told) == ["1", "2", "3"]
+
+
+def test_a_segment_larger_than_any_is_not_read_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "1.seg").write_bytes(rings.MAGIC + bytes(56) + b"\x91\xa3end\xc0\0")
+    os.truncate(tmp_path / "1.seg", 2**40)  # sparse
+    with pytest.raises(OSError, match="larger than any segment"):
+        rings.read_remains(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "no ring", "linked ring"])
+def test_an_odd_owner_is_no_owner(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "ring"
+    if kind == "no ring":
+        place.write_bytes(b"")
+    elif kind == "linked ring":
+        (tmp_path / "away").mkdir()
+        (tmp_path / "away" / "owner").write_bytes(b"")
+        place.symlink_to(tmp_path / "away")
+    else:
+        place.mkdir()
+        make = {"folder": os.mkdir, "pipe": os.mkfifo, "link": lambda path: os.symlink("/", path)}
+        make[kind](place / "owner")
+    with pytest.raises(OSError, match=str(place)):
+        rings.take_over(str(place))
+
+
 def test_a_ring_without_any_room_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no room"):
         make(tmp_path, memory_bytes=0, spill_bytes=0)

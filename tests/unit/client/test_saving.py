@@ -444,6 +444,21 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "FREE_BYTES", 1_000)
 
 
+def test_a_save_waits_where_too_many_are_on_their_way_and_fails_if_that_does_not_help(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(m, "MAX_UNSTORED", 3)
+    for number in range(3):
+        desk.saver.save_extra(number)
+    with pytest.raises(OSError, match="3 artifacts of this logger wait"):
+        desk.saver.save_extra(3)
+    assert desk.shipper.waits == [(1, saving.MAKE_ROOM_TIMEOUT_S)]
+    assert len(desk.records()) == 3
+    desk.shipper.store()
+    desk.saver.save_extra(3)
+    assert len(desk.records()) == 4
+
+
 @pytest.mark.usefixtures("little_room")
 @with_policy(Policy(every_k=2))
 def test_where_room_is_wanted_checkpoints_that_nobody_would_miss_are_dropped(desk: Desk) -> None:

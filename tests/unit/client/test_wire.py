@@ -121,6 +121,17 @@ def test_bytes_that_are_no_records_are_refused(damage: bytes) -> None:
         wire.StreamDecoder().decode(damage)
 
 
+def test_a_schema_of_a_refused_piece_says_nothing_about_the_next_one_of_that_number() -> None:
+    decoder = wire.StreamDecoder()
+    refused = m.Schema(0, (m.Field("a", m.INT), m.Field("b", m.INT)), ())
+    taken = m.Schema(0, (), (m.Field("x", m.FLOAT), m.Field("y", m.FLOAT)))
+    with pytest.raises(ProtocolError):
+        decoder.decode(wire.encode_record(refused) + fixed(refused, (1, 2)) + b"\xc1")
+    block = decoder.decode(wire.encode_record(taken) + fixed(taken, (0.5, 1.5)))[-1]
+    assert isinstance(block, wire.Block)
+    assert [block.column(index) for index in (0, 1)] == [[0.5], [1.5]]
+
+
 def test_a_record_may_be_larger_than_the_decoder_looks_at_first() -> None:
     gap = m.Gap(1, "x" * 100_000)
     assert wire.StreamDecoder().decode(wire.encode_record(gap) * 2) == [gap, gap]

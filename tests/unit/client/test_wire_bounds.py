@@ -13,6 +13,7 @@ import pytest
 from mle_client import messages as m
 from mle_client import ticks, wire
 from mle_client.errors import ProtocolError
+from mle_client.ring import SEGMENT_BYTES
 from tests.daemon_rig import make_run
 
 RUN = make_run()
@@ -136,6 +137,18 @@ def test_a_schema_knows_at_least_how_long_its_record_is() -> None:
     fields = tuple(m.Field("損失" * 100, m.Kind("<f8", (2**24, 0, 70_000))) for _ in range(3))
     each = m.Schema(2**31, fields, fields)
     assert len(wire.encode_record(each)) <= each.size
+
+
+def test_a_piece_has_so_many_records() -> None:
+    gap = wire.encode_record(m.Gap(1, ""))
+    assert len(wire.StreamDecoder().decode(gap * m.MAX_RECORDS)) == m.MAX_RECORDS
+    refuse(gap * (m.MAX_RECORDS + 1), "more than 32768 records")
+
+
+def test_a_segment_of_a_ring_has_no_more_records_than_a_piece_may() -> None:
+    smallest = [m.Schema(number, (), ()) for number in (0, 1)]
+    ticks_of_two = b"".join(ticks.pack_fixed(each, 1.0, ()) for each in smallest)
+    assert SEGMENT_BYTES / len(ticks_of_two) * 2 < m.MAX_RECORDS
 
 
 # --- runs -----------------------------------------------------------------------------------------

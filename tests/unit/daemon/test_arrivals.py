@@ -320,6 +320,17 @@ def test_offers_beyond_the_bound_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     assert rig.offer(number=3) == [aw.Taken(ANNA, 3, 0)]
 
 
+def test_one_client_leaves_room_for_the_others(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CLIENT_ARRIVALS", 2)
+    for number in (1, 2):
+        rig.offer(number=number)
+
+    assert rig.offer(number=3) == []
+    assert rig.offer(number=4, by=b"another") == [aw.Taken(ANNA, 4, 0)]
+    rig.chunk(0, CONTENT, number=1)
+    assert rig.offer(number=3) == [aw.Taken(ANNA, 3, 0)]
+
+
 def test_one_of_which_nothing_is_heard_is_removed(rig: Rig) -> None:
     rig.offer(number=1)
     rig.offer(number=2)

@@ -148,6 +148,19 @@ def test_garbage_is_counted_and_declined_and_closes_nothing(
     assert [type(event) for event in events] == [e.Arrived]
 
 
+def test_of_a_message_of_many_parts_only_the_first_are_kept(
+    server: ArtifactServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    decode = aw.decode
+    monkeypatch.setattr(aw, "decode", lambda frames: seen.append(len(frames)) or decode(frames))
+
+    client.send_frames(bytes(aw.encode(aw.Chunk(ANNA, 1, 0, b"x"))[0]), *[b"x"] * 10_000)
+
+    assert isinstance(client.receive(), aw.Declined)
+    assert seen[0] == 3  # then the answer is decoded
+
+
 def test_a_flood_of_garbage_fills_no_log(
     server: ArtifactServer, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

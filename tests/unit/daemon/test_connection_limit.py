@@ -6,7 +6,6 @@ import contextlib
 import os
 import resource
 import socket as sockets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import zmq
 from mle_daemon import connection_limit
 from tests.integration import daemons
 
-FEW = 40  # more than there are
+FEW = 60  # more than there are, before it listens no more; each connection takes two
 
 
 @pytest.fixture
@@ -57,18 +56,18 @@ def test_no_more_connections_are_taken_than_leave_some_descriptors(
     bound: tuple[Any, connection_limit.ConnectionLimit, str],
 ) -> None:
     _, made, path = bound
-    connections = []
-    for _ in range(4 * FEW):  # each has two ends in this process
-        connection = connect(path)
-        if connection is None:
-            break
-        connections.append(connection)
-        time.sleep(0.005)
-        made.look()
-    assert not made.is_open
-    assert len(connections) < FEW
-    for connection in connections:
-        connection.close()
+    with contextlib.ExitStack() as connections:
+        # More than are let in, fewer than there are descriptors.
+        for _ in range(FEW * 6 // 10):
+            connection = connect(path)
+            if connection is None:
+                break
+            connections.enter_context(connection)
+            assert made.events.poll(5_000)
+            made.look()
+            if not made.is_open:
+                break
+        assert not made.is_open
     daemons.wait_for(lambda: made.look() or made.is_open)
     again = connect(path)
     assert again is not None

@@ -6,6 +6,7 @@ import itertools
 import os
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,16 @@ def test_a_clock_that_every_tick_has_is_no_clock_of_the_users() -> None:
 def test_text_is_left_out_and_a_tick_of_text_alone_is_no_event() -> None:
     seen = scalars_of(({"e": 1}, {"note": "x", "a": 1.0}), ({"e": 2}, {"note": "x"}))
     assert [(s.step, s.tag) for s in seen] == [(1, "performance/a")]
+
+
+def test_ticks_without_numbers_take_no_memory() -> None:
+    blocks = blocks_of(({"step": 1}, {}), ({"step": 2}, {"note": "hello"}))
+    tracemalloc.start()
+    try:
+        assert list(events_of(blocks, 0)) == [b""]
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_arrays_are_shown_by_their_mean() -> None:
