@@ -9,8 +9,6 @@ It says nothing about protections that are missing.  `tests/unit/test_protection
 every edit still fits the code, and that docs/reliability.md lists all.
 """
 
-# ruff: noqa: E501  code is quoted as it stands
-
 from __future__ import annotations
 
 import os
@@ -46,122 +44,6 @@ class Protection:
     code: str
     without: str
     test: str
-
-
-PROTECTIONS: Final = (
-    Protection(
-        "a piece whose append failed counts for nothing",
-        "mle_daemon/intake.py",
-        "            streams[producer].roll_back()\n",
-        "            streams[producer].commit(next(p for _, p in staged if p.producer == producer))\n",
-        "tests/property/test_delivery.py",
-    ),
-    Protection(
-        "a piece that comes again is known by its position",
-        "mle_daemon/ingest.py",
-        "        if end <= expected:\n            return None\n        new = payload[expected - position :]\n",
-        "        new = payload\n",
-        "tests/property/test_delivery.py",
-    ),
-    Protection(
-        "what the file has already is not published again",
-        "mle_daemon/runs.py",
-        "            self._keep([_new_in(p, member) for p, member in waiting if p.end > member.published])\n",
-        "            self._keep([p for p, member in waiting])\n",
-        "tests/property/test_delivery.py",
-    ),
-    Protection(
-        "the ring of a killed trainer is read",
-        "mle_daemon/daemon.py",
-        "                self._drain(ring)\n",
-        "                ring.remove()\n",
-        "tests/integration/test_logger.py -k however_a_trainer_ends",
-    ),
-    Protection(
-        "a daemon that leaves reads no ring",
-        "mle_daemon/daemon.py",
-        "        if self._core.stopping is not None:\n            return\n        places",
-        "        places",
-        "tests/integration/test_merging.py -k killed_while_a_daemon_stops",
-    ),
-    Protection(
-        "one daemon a root",
-        "mle_daemon/daemon.py",
-        "    with RootLock(config.root):\n        return Daemon",
-        "    with contextlib.nullcontext():\n        return Daemon",
-        "tests/integration/test_cli_processes.py -k finds_the_root_locked",
-    ),
-    Protection(
-        "what a failed append has left is cut off",
-        "mle_daemon/journal.py",
-        "                os.ftruncate(segment.fd, segment.end)\n",
-        "",
-        "tests/unit/daemon/test_journal.py",
-    ),
-    Protection(
-        "each record of the journal has a checksum",
-        "mle_daemon/journal_format.py",
-        "        if valid and crc32(view[start : start + length]) == crc and start + length <= size:\n",
-        "        if valid and start + length <= size:\n",
-        "tests/property/test_journal_scan.py",
-    ),
-    Protection(
-        "a journal of which records are lost lets a daemon start",
-        "mle_daemon/artifacts.py",
-        "            for other in self._checkpoints_before(waiting):\n                self.stored(other)  # a damaged journal has lost the word of it\n",
-        "",
-        "tests/property/test_damaged_journal.py",
-    ),
-    Protection(
-        "a file is synced before it gets its name",
-        "mle_client/files.py",
-        "        yield fd\n        os.fsync(fd)\n",
-        "        yield fd\n",
-        "tests/crash/test_recorded_disk.py -k worst",
-    ),
-    Protection(
-        "a name is synced before anybody counts on it",
-        "mle_client/files.py",
-        "            remove(staged)\n        _sync_folder(folder)\n",
-        "            remove(staged)\n",
-        "tests/crash/test_recorded_disk.py -k worst",
-    ),
-    Protection(
-        "the way to a log is synced",
-        "mle_daemon/store.py",
-        "            files.sync_way(os.path.dirname(path), self.root)  # which others may have made\n",
-        "",
-        "tests/crash/test_recorded_disk.py -k worst",
-    ),
-    Protection(
-        "the way to the journal is synced",
-        "mle_daemon/recovery.py",
-        "    files.make_folders(path, 0o700)\n    files.sync_way(path)  # the root may be as new, and a folder of it made by a trainer\n",
-        '    __import__("os").makedirs(path, 0o700, exist_ok=True)\n',
-        "tests/crash/test_recorded_disk.py -k worst",
-    ),
-    Protection(
-        "the bytes of a checkpoint are synced before it gets its names",
-        "mle_daemon/staging.py",
-        "        os.fdatasync(self._descriptor(key))\n",
-        "        self._descriptor(key)\n",
-        "tests/crash/test_recorded_disk.py -k worst",
-    ),
-    Protection(
-        "a checkpoint goes only after what replaces it is stored",
-        "mle_daemon/landing.py",
-        "            self._remover.spare(job.directory, job.names)\n",
-        "            self._remover.spare(job.directory, job.names)\n            self._checkpoints.evict(job.directory, job.evict)\n            __import__('time').sleep(0.05)\n",
-        "tests/crash/test_artifact_kills.py",
-    ),
-    Protection(
-        "log files change in one step",
-        "mle_client/files.py",
-        "        try:\n            os.replace(staged, path)\n        except OSError as error:\n",
-        "        try:\n            os.path.exists(path) and os.unlink(path)\n            os.rename(staged, path)\n        except OSError as error:\n",
-        "tests/crash/test_merge_kills.py",
-    ),
-)
 
 
 def notices(protection: Protection, folder: Path) -> bool:
@@ -213,6 +95,8 @@ def _words(test: str) -> list[str]:
 
 def main(names: Sequence[str]) -> int:
     """Switch protections off, one after another, and say what the tests made of it."""
+    from tests.protection_list import PROTECTIONS  # which needs `Protection`
+
     chosen = [p for p in PROTECTIONS if not names or any(name in p.name for name in names)]
     unnoticed = 0
     for protection in chosen:

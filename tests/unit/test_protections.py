@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.protections import PROJECT, PROTECTIONS, Protection
+from tests.protection_list import PROTECTIONS
+from tests.protections import PROJECT, Protection
 
 PAGE = PROJECT / "docs" / "reliability.md"
 
@@ -20,7 +21,12 @@ def test_it_can_be_switched_off_by_one_edit(protection: Protection) -> None:
 
 @pytest.mark.parametrize("protection", PROTECTIONS, ids=lambda each: each.name)
 def test_its_test_exists_and_the_page_tells_of_both(protection: Protection) -> None:
-    test = protection.test.split(" ")[0]
+    test = protection.test.split(" ")[0].split("::")[0]
     assert (PROJECT / test).is_file()
     (line,) = [line for line in PAGE.read_text().splitlines() if f"| {protection.name} |" in line]
     assert f"[{Path(test).stem}](../{test})" in line
+
+
+def test_no_two_have_a_name() -> None:
+    names = [protection.name for protection in PROTECTIONS]
+    assert sorted(set(names)) == sorted(names)
