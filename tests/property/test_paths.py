@@ -47,6 +47,7 @@ def is_under(path: str, folder: str) -> bool:
 
 
 @given(PATHS, st.sampled_from([ROOT, f"{ROOT}/sub", "/"]))
+@example("", "/")
 @example(f"{ROOT}/..", ROOT)
 @example(f"{ROOT}x/a", ROOT)
 @example(f"{ROOT}/\uff0e\uff0e/a", ROOT)
