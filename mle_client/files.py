@@ -243,27 +243,30 @@ def new_file(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def land(staged: str, path: str, aside: str) -> None:
+def land(staged: str, path: str, aside: str, *, within: str = "") -> None:
     """Give a synced file its name, whatever has that name now.
 
     Args:
         staged: its present path; nothing is left there.
         path: the name to get.
         aside: a path on the file system of `path`, for a copy where `staged` is on another one.
+        within: a folder, with its own links followed, that `path` must not lead out of.
 
     Raises:
+        PermissionError: it does.
         NotSynced: only the folder could not be synced: `path` is the new file.
         OSError: `path` is what it was.
     """
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        target = _pinned(folder, path, within) if within else path
         try:
-            os.replace(staged, path)
+            os.replace(staged, target)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             copy_durably(staged, aside)
-            os.replace(aside, path)
+            os.replace(aside, target)
             remove(staged)
         try:
             _sync_folder(folder)
@@ -271,6 +274,26 @@ def land(staged: str, path: str, aside: str) -> None:
             raise NotSynced(error.errno, error.strerror, os.path.dirname(path)) from error
     finally:
         os.close(folder)
+
+
+def left(path: str, folder: str, within: str) -> PermissionError:
+    """The error for a path that leads out of a folder.  Args: folder: that it leads to."""
+    said = f"it leads to {folder}, out of {within}: put a folder in the place of the link"
+    return PermissionError(errno.EPERM, said, path)
+
+
+def _pinned(fd: int, path: str, within: str) -> str:
+    """A path through its open folder, which is the checked one whatever its name leads to by now.
+
+    Raises:
+        PermissionError: the folder does not lie in another one.
+    """
+    through = f"/proc/self/fd/{fd}"
+    is_linux = os.path.exists(through)
+    folder = os.path.realpath(through if is_linux else os.path.dirname(path))
+    if not is_inside(folder, within):
+        raise left(path, folder, within)
+    return os.path.join(through, os.path.basename(path)) if is_linux else path
 
 
 def copy_durably(source: str, target: str) -> None:

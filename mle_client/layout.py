@@ -97,6 +97,9 @@ _RETAINED_DIR = "models/retained"  # mle-logging has no such folder
 _PART_BYTES: Final = 255  # of one part of a path; what Linux file systems take
 # Of a path that a user gives: leaves room for the experiment's folder in the 4096 that Linux takes.
 _GIVEN_PATH_BYTES: Final = 2048
+# Of an experiment's folder: leaves room for the longest name of ours below it.
+_FOLDER_PATH_BYTES: Final = 3_500
+_FILE_NAME_BYTES: Final = 200  # of a part that gets more before and behind it
 # Digits of a number in a file's name: more are no number of ours, and fit no msgpack integer.
 _NUMBER: Final = "([0-9]{1,18})"
 _TEMPORARY: Final = re.compile(r"\.mle-.*\.tmp", re.DOTALL)
@@ -219,11 +222,29 @@ def root_digest(root: str) -> str:
 
 def is_file_name(name: str) -> bool:
     """Whether a name is one plain part of a path, of a length that file systems take."""
-    return (
-        name not in ("", ".", "..")
-        and not any(character in name for character in "/\0")
-        and len(name.encode("utf-8", "surrogateescape")) <= 200
-    )
+    if name in ("", ".", "..") or any(character in name for character in "/\0"):
+        return False
+    try:
+        return len(name.encode("utf-8", "surrogateescape")) <= _FILE_NAME_BYTES
+    except UnicodeEncodeError:  # surrogates
+        return False
+
+
+def is_config_name(name: str) -> bool:
+    """Whether a configuration file can have this name beside an experiment's folders and logs."""
+    taken = (STATE_DIR, "logs", MODELS_DIR, FIGURES_DIR, EXTRA_DIR, "tboards", "wandb")
+    # The folder that it goes into may be one of logs, or of configurations.
+    is_ours = name in taken or is_temporary(name) or name.endswith(".hdf5")
+    return is_file_name(name) and not is_ours
+
+
+def is_path(path: str) -> bool:
+    """Whether an experiment's folder can have this path: Linux bounds paths, and parts of them."""
+    try:
+        parts = [len(part.encode("utf-8", "surrogateescape")) for part in path.split("/")]
+    except UnicodeEncodeError:  # surrogates
+        return False
+    return max(parts) <= _PART_BYTES and sum(parts) + len(parts) <= _FOLDER_PATH_BYTES
 
 
 def is_seed_id(seed_id: str) -> bool:

@@ -155,7 +155,7 @@ class Daemon:
             mirrors = Mirrors(config.root, lambda run, text: self._outcome(e.Problem(run, text)))
             self._writer = Writer(self._store, mirrors, self._server.wake)
             self._landing = Landing(self._checkpoints, self._outcome)
-            self._merger = Merger(self._outcome)
+            self._merger = Merger(self._outcome, config.root)
             self._artifacts = ArtifactServer(artifacts, staging, self._outcome, self._keys)
             self._core.artifacts_address = self._artifacts.endpoint
             sync = GroupSync(self._journal, self._synced, config.sync_interval_s)

@@ -295,12 +295,15 @@ def _unfit(run: object, root: str) -> str:
     """
     if not isinstance(run, m.Run):
         return "a stream begins with its run"
+    if not layout.is_path(run.directory):
+        return f"{run.directory[:80]!r}… cannot be an experiment's folder: it is too long"
     inside = f"{run.directory}/".startswith(root.rstrip("/") + "/")
+    inside = inside and run.directory.startswith("/")  # "" is not, in the root "/"
     if not inside or ".." in run.directory.split("/") or "\0" in run.directory:
         return f"{run.directory} lies outside of {root}, the folder that this daemon serves"
     if not layout.is_seed_id(run.seed_id):
         return f"{run.seed_id!r} cannot be a seed_id: it is part of a file name"
-    if run.config_name and not layout.is_file_name(run.config_name):
+    if run.config_name and not layout.is_config_name(run.config_name):
         return f"{run.config_name!r} cannot be the name of a configuration file"
     Artifacts.of(run)
     return ""

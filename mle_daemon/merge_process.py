@@ -3,7 +3,8 @@
     python -m mle_daemon.merge_process
 
 One JSON object a line.  A job is {"folder": …, "at_least": n, "keep_seed_logs": bool} for the seeds
-of a configuration, or {"configurations_in": …} for the meta log of a folder.  An answer is
+of a configuration, or {"configurations_in": …} for the meta log of a folder; with "root", which its
+folder must not lead out of.  An answer is
 {"seeds": n, "left_out": [why, …]}, or {"error": …} with "too_few", "gone" or "retry" where that is
 so: see `events.GroupNotMerged`.  That for seeds has their "states", too: {seed: state}.
 
@@ -24,8 +25,9 @@ from typing import Any, Final
 
 import psutil
 
-from mle_client import experiments, merge, merging
+from mle_client import experiments, files, merge, merging
 from mle_client.errors import LogNotFound, MergeFailed, MLEError, TooFewSeeds
+from mle_client.layout import merged_log_path
 from mle_client.merge_plan import RUNNING, Member, first_of
 from mle_client.seed_groups import describe
 
@@ -72,6 +74,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _do(job: dict[str, Any]) -> dict[str, Any]:
+    _check_place(job)
     if folder := job.get("configurations_in"):
         report = _meta_log(folder)
         found: dict[str, Any] = {"seeds": len(report.seeds)}
@@ -83,6 +86,13 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
     # A run that goes on is merged when it has ended: that is no problem.
     problems = [f"{left.path}: {left.why}" for left in report.left_out if not left.running]
     return {**found, "left_out": problems}
+
+
+def _check_place(job: dict[str, Any]) -> None:
+    """Raise where what a job writes to is outside of the root: there may be links by now."""
+    folder = job.get("configurations_in") or os.path.dirname(merged_log_path(job["folder"]))
+    if not files.is_inside(folder, job["root"]):
+        raise files.left(folder, os.path.realpath(folder), job["root"])
 
 
 def _meta_log(folder: str) -> merging.MergeReport:

@@ -43,9 +43,11 @@ class Merger:
 
     Args:
         on_outcome: called by another thread when a job begins, and with what came of it.
+        root: that the daemon serves; nothing is merged outside.
     """
 
-    def __init__(self, on_outcome: Callable[[e.Event], None]) -> None:
+    def __init__(self, on_outcome: Callable[[e.Event], None], root: str) -> None:
+        self._root = root
         self._on_outcome = on_outcome
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._lock = threading.Lock()  # of the process and of `_stopped`
@@ -94,7 +96,7 @@ class Merger:
 
     def _outcome_of(self, job: Job) -> e.Event:
         try:
-            outcome = _outcome(job, self._ask(_plain(job)))
+            outcome = _outcome(job, self._ask({**_plain(job), "root": self._root}))
         except Exception as error:  # whatever it said: this thread must go on
             self._end()
             self._deaths[job] += 1

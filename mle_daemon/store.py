@@ -145,7 +145,7 @@ class Store:
         """Raise unless all that a run makes stays under the root, outside of our own folder."""
         if not layout.is_seed_id(seed_id):
             raise RunRefused(f"{seed_id!r} cannot be a seed_id: it is part of a file name")
-        if run.config_name and not layout.is_file_name(run.config_name):
+        if run.config_name and not layout.is_config_name(run.config_name):
             raise RunRefused(f"{run.config_name!r} cannot be the name of a configuration file")
         for place in (run.directory, os.path.dirname(path), path):
             if "\0" in place or not files.is_inside(place, self.root):
@@ -174,6 +174,19 @@ class Store:
             return ""
         folder = layout.state_path(self.root, layout.REPLACED_DIR)
         return files.put_aside(path, folder, datetime.now(UTC).strftime(_STAMP))
+
+    def check_place(self, path: str) -> None:
+        """Raise unless a log's folder still is under the root.
+
+        Somebody may have put a link in its place since the run was opened.
+
+        Raises:
+            PermissionError: it is not; nothing was written there.
+        """
+        folder = os.path.realpath(os.path.dirname(path))
+        own = os.path.realpath(layout.state_path(self.root))
+        if not files.is_inside(folder, self.root) or files.is_inside(folder, own):
+            raise files.left(path, folder, self.root)
 
     # --- publishing -------------------------------------------------------------------------------
     def publish(self, job: PublishRun, tboard: int = 0) -> tuple[FileState, tuple[str, ...]]:
@@ -312,7 +325,7 @@ class Store:
                 if found is not None:
                     _check_still(path, found)
                 aside = os.path.dirname(folder) if is_log else folder
-                files.land(staged, path, os.path.join(aside, f".{name}.tmp"))
+                files.land(staged, path, os.path.join(aside, f".{name}.tmp"), within=self.root)
         except BaseException as error:
             if isinstance(error, files.NotSynced):
                 self._unsynced.add(folder)

@@ -39,6 +39,7 @@ from typing import Any, BinaryIO, Final
 import msgpack
 import numpy as np
 
+from mle_client import files
 from mle_daemon.values import time_texts
 
 _NICENESS: Final = 10  # training and log files go first
@@ -237,7 +238,10 @@ class _Mirror:
 
 def _open_position(directory: str, run_id: str) -> int:
     """Open and lock the file that says how far a run is mirrored.  Waits for its holder's end."""
-    os.makedirs(os.path.join(directory, "wandb"), exist_ok=True)
+    folder = os.path.realpath(os.path.join(directory, "wandb"))
+    if not files.is_inside(folder, os.path.realpath(directory)):
+        raise files.left(os.path.join(directory, "wandb"), folder, directory)
+    os.makedirs(folder, exist_ok=True)
     path = os.path.join(directory, "wandb", f".mle-{run_id}")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     with contextlib.suppress(OSError):  # a file system without locks

@@ -76,10 +76,12 @@ class Writer:
         if isinstance(job, e.SealRun):
             self._mirrors.finish(job.run_id, job.file.status == "crashed")
             try:
+                self._store.check_place(job.path)
                 return e.Sealed(job.run_id, self._store.seal(job.path, job.file), "")
             except Exception as error:
                 return e.Sealed(job.run_id, job.file, _say(error))
         try:
+            self._store.check_place(job.path)
             tboard = self._mirrors.write_events(job)
             self._mirrors.pass_on(job)
             file, problems = self._store.publish(job, tboard)

@@ -5,8 +5,8 @@ protection out of a copy of the project, by one edit, and runs the test that mus
 
     python -m tests.protections [NAME …]      by hand; `make protections` runs all
 
-It says nothing about protections that are missing.  `tests/unit/test_protections.py` sees to it that
-every edit still fits the code, and that docs/reliability.md lists all.
+It says nothing about protections that are missing.  `tests/unit/test_protections.py` sees to it
+that every edit still fits the code, and that docs/reliability.md lists all.
 """
 
 from __future__ import annotations

@@ -394,3 +394,56 @@ def test_only_a_file_is_opened_that_another_process_has_left(tmp_path: Path) -> 
     assert len(os.listdir("/dev/fd")) == before
     with pytest.raises(FileNotFoundError):
         files.open_left(str(tmp_path / "nowhere"))
+
+
+# --- names that lead elsewhere --------------------------------------------------------------------
+@pytest.fixture
+def staged(tmp_path: Path) -> Path:
+    path = tmp_path / "staged"
+    path.write_text("new")
+    return path
+
+
+@pytest.mark.parametrize("link", ["root/exp", "root"])
+def test_a_file_lands_within_a_folder_or_not_at_all(
+    tmp_path: Path, staged: Path, link: str
+) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    (outside / "exp").mkdir(parents=True)
+    (outside / "exp" / "log").write_text("theirs")
+    if link != "root":
+        root.mkdir()
+    (tmp_path / link).symlink_to(tmp_path / link.replace("root", "outside"))
+    path = root / "exp" / "log"
+    with pytest.raises(PermissionError, match=rf"leads to {outside}/exp, out of {root}"):
+        files.land(str(staged), str(path), str(tmp_path / "aside"), within=str(root))
+    assert (outside / "exp" / "log").read_text() == "theirs"
+    assert staged.exists()
+
+
+def test_a_folder_that_is_replaced_by_a_link_gets_the_file_itself(
+    tmp_path: Path, staged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if that happens in the moment before the renaming."""
+    outside, exp, away = tmp_path / "outside", tmp_path / "root/exp", tmp_path / "root/away"
+    outside.mkdir()
+    exp.mkdir(parents=True)
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        exp.rename(away)
+        exp.symlink_to(outside)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    files.land(str(staged), str(exp / "log"), str(tmp_path / "aside"), within=str(tmp_path))
+    assert os.listdir(outside) == []
+    assert (away / "log").read_text() == "new"
+
+
+def test_a_link_that_stays_within_is_followed(tmp_path: Path, staged: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    path = tmp_path / "link" / "log"
+    files.land(str(staged), str(path), str(tmp_path / "aside"), within=str(tmp_path))
+    assert (tmp_path / "real" / "log").read_text() == "new"

@@ -123,10 +123,9 @@ def test_artifacts_are_guarded_likewise(ours: Path, theirs: Path, tmp_path: Path
 
 def test_nobody_is_let_in_when_nobody_answers_for_them(ours: Path) -> None:
     """Without somebody to ask, ZeroMQ would let in whoever knows the daemon's public key."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+    with zmq.Context() as context, zmq.Context() as other, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.LINGER, 0)
-        gate = Gate(context, router, keys.server_keys(str(ours)))
-        gate.close()
+        gate = Gate(other, router, keys.server_keys(str(ours)))  # which the router does not ask
         router.bind("tcp://127.0.0.1:*")
         with context.socket(zmq.DEALER) as dealer:
             dealer.setsockopt(zmq.LINGER, 0)
@@ -134,6 +133,7 @@ def test_nobody_is_let_in_when_nobody_answers_for_them(ours: Path) -> None:
             dealer.connect(router.get_string(zmq.LAST_ENDPOINT))
             dealer.send(b"hello")
             assert not router.poll(300)
+        gate.close()
 
 
 def test_only_whole_questions_of_our_domain_are_answered_with_yes(ours: Path) -> None:

@@ -28,7 +28,7 @@ def exp(tmp_path: Path) -> Path:
 
 
 def seeds(folder: Path, at_least: int = 2, keep: bool = False) -> dict[str, Any]:
-    return {"folder": str(folder), "at_least": at_least, "keep_seed_logs": keep}
+    return {"folder": str(folder), "at_least": at_least, "keep_seed_logs": keep, "root": "/"}
 
 
 # --- seeds ----------------------------------------------------------------------------------------
@@ -135,13 +135,33 @@ def test_logs_that_never_come_to_rest_and_folders_that_are_locked_are_tried_agai
 def test_configurations_are_merged_up_to_a_size(
     exp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = {"configurations_in": str(tmp_path)}
+    job = {"configurations_in": str(tmp_path), "root": "/"}
     assert _answer(job) == {"seeds": 2, "left_out": []}
     assert list(losses(tmp_path / "meta_log.hdf5")) == ["exp/seed_1", "exp/seed_2"]
     monkeypatch.setattr(merge_process, "META_LIMIT_BYTES", 1000)
     answer = _answer(job)
     assert "`mle-daemon merge` merges so many" in answer["error"]
     assert not answer["retry"]
+
+
+# --- places ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("link", ["exp", "exp/logs", ""])
+def test_nothing_is_merged_outside_of_the_root(exp: Path, tmp_path: Path, link: str) -> None:
+    """Where somebody has put a link in the place of a folder since its runs began."""
+    root = tmp_path / "root"
+    if link == "":
+        root.mkdir()
+        job = {"configurations_in": str(tmp_path), "root": str(root)}
+    else:
+        (root / link).parent.mkdir(parents=True)
+        (root / link).symlink_to(tmp_path / link)
+        job = {**seeds(root / "exp"), "root": str(root)}
+    before = sorted(os.listdir(exp / "logs"))
+    answer = _answer(job)
+    assert f"out of {root}" in answer["error"]
+    assert not answer.get("retry")
+    assert sorted(os.listdir(exp / "logs")) == before
+    assert not (tmp_path / "meta_log.hdf5").exists()
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -158,7 +178,9 @@ def answers(*jobs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_it_answers_line_by_line_whatever_prints_and_ends_with_its_input(exp: Path) -> None:
-    said = answers(seeds(exp, at_least=3), seeds(exp), {"configurations_in": str(exp.parent)})
+    said = answers(
+        seeds(exp, at_least=3), seeds(exp), {"configurations_in": str(exp.parent), "root": "/"}
+    )
     assert [answer.get("seeds") for answer in said] == [0, 2, 2]
 
 
@@ -166,7 +188,9 @@ def test_what_is_locked_keeps_no_other_job_waiting_for_long(exp: Path, tmp_path:
     write_log(tmp_path / "other", "seed_1", [1.0])
     with files.locked(str(exp), timeout=0), files.locked(str(tmp_path), timeout=0):
         locked, meta, other = answers(
-            seeds(exp), {"configurations_in": str(tmp_path)}, seeds(tmp_path / "other", 1)
+            seeds(exp),
+            {"configurations_in": str(tmp_path), "root": "/"},
+            seeds(tmp_path / "other", 1),
         )
     for answer in (locked, meta):
         assert f"has had it locked for {merge_process.PATIENCE_S:g} s" in answer["error"]

@@ -67,7 +67,7 @@ class Desk:
         self.begun: list[Job] = []
         self.changed = threading.Condition()
         self._others = set(psutil.Process().children())  # of earlier tests: helpers that stay
-        self.merger = Merger(self.deliver)
+        self.merger = Merger(self.deliver, "/")
 
     def processes(self) -> list[psutil.Process]:
         """That merge."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -874,7 +875,7 @@ def test_nothing_is_written_outside_of_the_root_or_among_our_own_files(
     assert not os.path.exists(root / layout.STATE_DIR / "journal")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "..", "logs"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "logs", "models", ".mle", "log_s.hdf5"])
 def test_a_configuration_cannot_take_just_any_name(root: Path, name: str) -> None:
     with pytest.raises(RunRefused, match="configuration"):
         Log(root, config_name=name, config_file=b"x").open()
@@ -1085,4 +1086,46 @@ def test_a_seal_that_would_lose_a_value_is_not_kept(
     with pytest.raises(LogDamaged, match="stats/loss"):
         log.seal()
     assert Path(log.path).read_bytes() == before
+    assert log.staged() == []
+
+
+# --- links that come later ------------------------------------------------------------------------
+@pytest.mark.parametrize("to", ["outside", "own"])
+@pytest.mark.parametrize("which", ["experiment", "logs"])
+def test_a_place_that_became_a_link_is_left_alone(
+    log: Log, root: Path, tmp_path: Path, to: str, which: str
+) -> None:
+    log.open()
+    log.store.check_place(log.path)
+    target = tmp_path / "outside" if to == "outside" else root / layout.STATE_DIR / "journal"
+    (target / "logs").mkdir(parents=True)
+    place = Path(log.run.directory) / ("logs" if which == "logs" else "")
+    shutil.rmtree(place)
+    place.symlink_to(target)
+    with pytest.raises(PermissionError, match=f"it leads to {target}"):
+        log.store.check_place(log.path)
+
+
+def test_a_log_does_not_land_where_its_folder_led_meanwhile(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if what lies there is the very file that was read."""
+    log.publish(some_blocks(1))
+    outside, folder, name = tmp_path / "outside", *os.path.split(log.path)
+    outside.mkdir()
+    os.link(log.path, outside / name)
+    before = (outside / name).stat()
+    real = log.store._stage
+
+    def stage(*arguments: Any) -> Any:
+        staged = real(*arguments)
+        os.rename(folder, tmp_path / "away")
+        os.symlink(outside, folder)
+        return staged
+
+    monkeypatch.setattr(log.store, "_stage", stage)
+    with pytest.raises(PermissionError, match=f"it leads to {outside}"):
+        log.publish(some_blocks(1, 1))
+    assert (outside / name).stat().st_ino == before.st_ino
+    assert os.listdir(outside) == [name]
     assert log.staged() == []

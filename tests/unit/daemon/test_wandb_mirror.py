@@ -507,6 +507,20 @@ def test_a_folder_that_wandb_cannot_use_is_told_of(mirrors: Mirrors) -> None:
     assert "FileExistsError" in mirrors.problems[0]
 
 
+def test_a_link_out_of_the_runs_folder_is_refused(
+    mirrors: Mirrors, fake_wandb: Callable[..., None], tmp_path: Path
+) -> None:
+    fake_wandb()
+    (tmp_path / "outside").mkdir()
+    (mirrors.folder / "wandb").symlink_to(tmp_path / "outside")
+    mirror = mirrors.make()
+    mirror.rows(0, simple(0, 3))
+    assert not mirror.finish(TIMEOUT)
+    (problem,) = mirrors.problems
+    assert f"it leads to {tmp_path}/outside, out of {mirrors.folder}" in problem
+    assert os.listdir(tmp_path / "outside") == []
+
+
 def test_a_run_that_went_elsewhere_is_told_of(
     mirrors: Mirrors, fake_wandb: Callable[..., None]
 ) -> None:
