@@ -8,7 +8,9 @@ The disk is one without a cache of its own: what was written to it is on it.
 When the load is over, each copy is mounted in the place of the root, recovered with an empty ring
 folder, and compared with what trainers had said before the cut.
 
-    python -m tests.crash.power_cuts CUTS        by hand; the seed is printed, MLE_CRASH_SEED=… repeats
+    python -m tests.crash.power_cuts CUTS        by hand
+
+The seed is printed; MLE_CRASH_SEED=… repeats the instants.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Cut:
-    """A copy of the image.  Args: at: when, by a monotonic clock; said: by each trainer till then."""
+    """A copy of the image.  Args: at: when, by a monotonic clock; said: by trainers till then."""
 
     image: Path
     at: float
@@ -251,9 +253,7 @@ def _check(root: Path, cut: Cut, outcome: Outcome) -> None:
     _check_saved(root, cut, outcome)
     merged = dict(_read(root / "done"))
     for seed in (1, 2):
-        verdict = checker.judge(
-            merged.get(seed, {}), seed, sent=_MERGED_TICKS, begun=_MERGED_TICKS
-        )
+        verdict = checker.judge(merged.get(seed, {}), seed, sent=_MERGED_TICKS, begun=_MERGED_TICKS)
         if verdict.faults:
             outcome.problems.append(f"{where}, merged seed {seed}: {verdict}")
 

@@ -165,9 +165,7 @@ class Trainer:
         burst: ticks in one.
     """
 
-    def __init__(
-        self, folder: Path, seed: int = 1, pause_s: float = 0.01, burst: int = 20
-    ) -> None:
+    def __init__(self, folder: Path, seed: int = 1, pause_s: float = 0.01, burst: int = 20) -> None:
         self.folder, self.seed = folder, seed
         command = [sys.executable, "-m", "tests.crash.storage_trainer"]
         self.process = subprocess.Popen(

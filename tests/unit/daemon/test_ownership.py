@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -244,3 +245,24 @@ def test_the_state_folder_lies_in_the_users_data_and_follows_the_umask(root: Pat
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o750
+
+
+def test_a_lock_whose_file_was_removed_is_lost_and_can_be_taken_again(root: Path) -> None:
+    with RootLock(str(root)) as lock:
+        assert not lock.is_lost
+        shutil.rmtree(root)
+        assert lock.is_lost
+        lock.regain()
+        assert not lock.is_lost
+        with pytest.raises(RootLocked):
+            RootLock(str(root)).acquire()
+
+
+def test_a_lock_that_another_one_took_meanwhile_stays_lost(root: Path) -> None:
+    with RootLock(str(root)) as lock:
+        shutil.rmtree(root / ".mle")
+        with RootLock(str(root)):
+            assert lock.is_lost
+            with pytest.raises(RootLocked):
+                lock.regain()
+            assert lock.is_lost

@@ -1086,3 +1086,42 @@ def test_a_seal_that_would_lose_a_value_is_not_kept(
         log.seal()
     assert Path(log.path).read_bytes() == before
     assert log.staged() == []
+
+
+def test_a_name_that_could_not_be_synced_counts_only_when_it_was(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.open()
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EIO, "broken")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(files.NotSynced):
+        log.publish(some_blocks(2))
+    with pytest.raises(OSError, match="broken"):
+        log.open()
+    monkeypatch.setattr(os, "fsync", real)
+    state, note = log.open()
+    assert state is not None
+    assert state.rows == 2
+    assert note == ""
+
+
+def test_a_full_disk_is_told_with_the_folder_and_the_bytes(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.open()
+    monkeypatch.setattr(files, "write_all", fail_with(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"\d+ bytes are needed: '.*/\.mle/staging'"):
+        log.publish(some_blocks(2))
+
+
+def fail_with(error: int) -> Callable[..., None]:
+    def fails(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return fails
