@@ -45,6 +45,7 @@ _BETWEEN_CUTS_S: Final = (0.2, 1.2)
 SYNCED_AFTER_S: Final = 0.2
 SLACK_S: Final = 1.5
 _COPIES: Final = 50
+_RECOVER_S: Final = 300.0  # a second or two, unless other tests run
 _BLOCK_BYTES: Final = 65536
 _MERGED_TICKS: Final = 200
 
@@ -148,7 +149,7 @@ def _under_load(root: Path, image: Path, cuts: int, rng: random.Random) -> list[
             _log_what_is_merged(root)
             said = [Said(trainer.seed) for trainer in trainers]
             for trainer in trainers:
-                trainer.wait_for(lambda told: told["acked"])
+                trainer.wait_for(lambda told: told["acked"], storage.ANSWER_S)
                 trainer.tell("report")
             trainers[0].tell("barriers")
             for number in range(cuts):
@@ -228,7 +229,7 @@ def _check(root: Path, cut: Cut, outcome: Outcome) -> None:
         before = os.environ["MLE_RUNTIME_DIR"]
         os.environ["MLE_RUNTIME_DIR"] = rings  # shared memory is gone
         try:
-            done = daemons.mle_daemon("recover", "--root", str(root), "--json")
+            done = daemons.mle_daemon("recover", "--root", str(root), "--json", timeout=_RECOVER_S)
         finally:
             os.environ["MLE_RUNTIME_DIR"] = before
     found = [each for each in json.loads(done.stdout)["findings"] if each["about"] != "disk"]

@@ -26,7 +26,7 @@ from tests.crash import storage
 from tests.crash.storage import DEAD, FULL, LOCKS, SYNCS, WRITES, Faults, Trainer, name_of
 from tests.integration import daemons
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
 _DISK_BYTES: Final = 48_000_000
 _MODEL_BYTES: Final = 400_000

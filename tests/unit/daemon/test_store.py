@@ -509,7 +509,7 @@ def test_a_full_disk_is_noticed_outside_of_hdf5(
     with monkeypatch.context() as patch:
         patch.setattr(module, name, fail)
         patch.setattr(h5file, "edit_file", open_nothing)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="No space"):
             log.publish(some_blocks(2, 3))
     assert Path(log.path).read_bytes() == before
     assert log.staged() == []
