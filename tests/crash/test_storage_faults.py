@@ -110,10 +110,9 @@ def fill_and_free(root: Path, place: Path, words: tuple[str, ...]) -> None:
     with at_work(root) as trainer:
         ballast = storage.fill(place)
         trainer.ask("save", _MODEL_BYTES)
-        trainer.tell("flush", 0.2)
+        assert not trainer.ask("flush", 0.2)["flushed"]
         told = wait_until_told(root, *words)
         print(told)
-        assert not trainer.ask("tell").get("flushed")
         assert_readable(trainer)
         sent = trainer.ask("tell")["sent"]
         trainer.wait_for(lambda now: now["sent"] > sent)
@@ -174,11 +173,10 @@ def refuse(root: Path, faults: Faults, trainer: Trainer, where: str, code: int) 
     place = root / where
     with faults.below(place, REFUSALS[code], code):
         trainer.ask("save", _MODEL_BYTES)
-        trainer.tell("flush", 0.2)
+        assert not trainer.ask("flush", 0.2)["flushed"]
         told = wait_until_told(root, os.strerror(code))
         assert str(place) in told
-        assert "bytes are " in told
-        trainer.ask("tell")
+        assert "bytes are " in told or where == "exp"  # there are only renamed and synced
         assert_readable(trainer)
     wait_until_back(root, trainer, f"{name_of(code)}, {where or 'root'}")
 
@@ -202,7 +200,7 @@ def test_a_folder_that_cannot_be_synced(root: Path, faults: Faults) -> None:
     """What was renamed is there, but not for sure; nothing may count on it."""
     with at_work(root) as trainer:
         with faults.below(root / "exp/logs", SYNCS, errno.EIO):
-            trainer.tell("flush", 0.2)
+            assert not trainer.ask("flush", 0.2)["flushed"]
             wait_until_told(root, os.strerror(errno.EIO), str(root / "exp/logs"))
             time.sleep(2.5)  # it is tried again
             assert str(root / "exp/logs") in degraded(root)
@@ -322,4 +320,4 @@ def test_status_has_the_trouble_as_text_and_as_json(root: Path, faults: Faults) 
         assert "DEGRADED" in said
         assert "bytes are waiting" in said
         plain = json.loads(daemons.mle_daemon("status", "--root", str(root), "--json").stdout)
-        assert plain["degraded"] in said
+        assert str(plain["degraded"]).partition(":")[0] in said  # the bytes are more by now
