@@ -8,7 +8,9 @@ The disk is one without a cache of its own: what was written to it is on it.
 When the load is over, each copy is mounted in the place of the root, recovered with an empty ring
 folder, and compared with what trainers had said before the cut.
 
-    python -m tests.crash.power_cuts CUTS     by hand; the seed is printed, MLE_CRASH_SEED=… repeats
+    python -m tests.crash.power_cuts CUTS        by hand
+
+The seed is printed; MLE_CRASH_SEED=… repeats the instants.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ _BETWEEN_CUTS_S: Final = (0.2, 1.2)
 SYNCED_AFTER_S: Final = 0.2
 SLACK_S: Final = 1.5
 _COPIES: Final = 50
+_RECOVER_S: Final = 300.0  # a second or two, unless other tests run
 _BLOCK_BYTES: Final = 65536
 _MERGED_TICKS: Final = 200
 
@@ -84,12 +87,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Cut:
-    """A copy of the image.
-
-    Args:
-        at: when, by a monotonic clock.
-        said: by each trainer till then.
-    """
+    """A copy of the image.  Args: at: when, by a monotonic clock; said: by trainers till then."""
 
     image: Path
     at: float
@@ -151,7 +149,7 @@ def _under_load(root: Path, image: Path, cuts: int, rng: random.Random) -> list[
             _log_what_is_merged(root)
             said = [Said(trainer.seed) for trainer in trainers]
             for trainer in trainers:
-                trainer.wait_for(lambda told: told["acked"])
+                trainer.wait_for(lambda told: told["acked"], storage.ANSWER_S)
                 trainer.tell("report")
             trainers[0].tell("barriers")
             for number in range(cuts):
@@ -231,7 +229,7 @@ def _check(root: Path, cut: Cut, outcome: Outcome) -> None:
         before = os.environ["MLE_RUNTIME_DIR"]
         os.environ["MLE_RUNTIME_DIR"] = rings  # shared memory is gone
         try:
-            done = daemons.mle_daemon("recover", "--root", str(root), "--json")
+            done = daemons.mle_daemon("recover", "--root", str(root), "--json", timeout=_RECOVER_S)
         finally:
             os.environ["MLE_RUNTIME_DIR"] = before
     found = [each for each in json.loads(done.stdout)["findings"] if each["about"] != "disk"]

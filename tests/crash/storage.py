@@ -210,7 +210,7 @@ class Trainer:
             timeout = 0.0 if lines else timeout
 
     def wait_for(
-        self, condition: Callable[[dict[str, Any]], Any], timeout: float = 30.0
+        self, condition: Callable[[dict[str, Any]], Any], timeout: float = ANSWER_S
     ) -> dict[str, Any]:
         """Ask how far it is until something holds.  Returns: its last answer."""
         deadline = time.monotonic() + timeout
@@ -219,7 +219,7 @@ class Trainer:
             time.sleep(0.02)
         return told
 
-    def end(self, timeout: float = 30.0) -> dict[str, Any]:
+    def end(self, timeout: float = ANSWER_S) -> dict[str, Any]:
         """Have it close its logger.  Returns: what it says then."""
         told = self.ask("end", timeout)
         assert self.process.wait(ANSWER_S) == 0

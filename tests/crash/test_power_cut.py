@@ -11,7 +11,7 @@ import pytest
 
 from tests.crash import power_cuts
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
 
 def cut(times: int, folder: Path) -> None:

@@ -14,7 +14,7 @@ import msgpack
 import pytest
 
 from mle_client import ring as rings
-from mle_client import wire
+from mle_client import runtime, wire
 from mle_client.messages import ProducerId
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES, Ring, RingFull
 
@@ -163,6 +163,41 @@ def test_nobody_takes_over_a_ring_whose_owner_lives(ring: Ring) -> None:
         assert pool.apply(rings.take_over, (ring.directory,)) is None
         pool.close()
         pool.join()
+
+
+def test_a_full_ring_says_so_in_its_folder_until_there_is_room(tmp_path: Path) -> None:
+    ring = make(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    said = tmp_path / "ring" / rings.FULL_FILE
+    with pytest.raises(RingFull, match="is the bound"):
+        ring.roll(10)
+    assert str(tmp_path / "spill") in said.read_text()
+    ring._spill_bytes = SEGMENT_BYTES
+    ring.roll(10)
+    assert not said.exists()
+    ring.delete()
+
+
+def test_where_there_are_no_locks_the_owner_s_process_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "not here")
+
+    monkeypatch.setattr(rings.fcntl, "lockf", lockf)
+    here = {"host": runtime.host(), "boot_id": runtime.boot_id()}
+    for pid, started, gone in (
+        (os.getpid(), runtime.process_started(os.getpid()), False),
+        (os.getpid(), "another time", True),
+    ):
+        folder = tmp_path / str(gone)
+        folder.mkdir()
+        owner = {"pid": pid, "started": started, **here}
+        ring = Ring(str(folder / "ring"), str(folder / "spill"), PRODUCER, owner)
+        lock = rings.take_over(ring.directory)
+        assert (lock is not None) == gone
+        if lock is not None:
+            os.close(lock)
+        ring.delete()
 
 
 def die_while_writing(folder: str, ready: object) -> None:

@@ -16,6 +16,7 @@ import pytest
 from mle_client import messages as m
 from mle_client import wire
 from mle_daemon import events as e
+from mle_daemon import intake
 from tests.daemon_rig import (
     ANNA,
     BERT,
@@ -227,6 +228,57 @@ def test_what_the_journal_did_not_take_is_not_acknowledged_and_may_come_again(ri
     assert rig.core.degraded == ""
     rig.settle()
     assert rig.rows(trainer) == [1]
+
+
+def test_a_broken_journal_is_tried_once_a_second_with_what_one_client_has(rig: Rig) -> None:
+    first, second = Trainer("first").log(1), Trainer("second").log(2)
+    rig.take(ANNA, first.data())
+    rig.answers(ANNA)
+    begun = first.head
+    first.log(3)
+    rig.journal_error = "disk full"
+    rig.take(ANNA, first.data(begun))
+    rig.take(BERT, second.data())
+    assert rig.core.next_due() <= rig.now + intake.RETRY_AFTER_S
+    rig.tick(0.9 * intake.RETRY_AFTER_S)
+    assert (rig.answers(ANNA), rig.answers(BERT)) == ([], [])
+    rig.tick(0.1 * intake.RETRY_AFTER_S)
+    assert (rig.answers(ANNA), rig.answers(BERT)) == ([m.Expect(first.id, begun)], [])
+    rig.take(ANNA, first.data(begun))  # still full
+    rig.tick(intake.RETRY_AFTER_S)
+    assert (rig.answers(ANNA), rig.answers(BERT)) == ([], [m.Expect(second.id, 0)])
+    rig.journal_error = ""
+    rig.take(BERT, second.data())
+    assert m.Expect(first.id, begun) in rig.answers(ANNA)  # the others at once
+    assert acks(rig.answers(BERT)) == [(second.head, 1, 0)]
+    assert rig.core.degraded == ""
+
+
+def test_a_broken_journal_that_nobody_writes_to_is_tried_too(rig: Rig) -> None:
+    trainer = Trainer().log(1)
+    rig.journal_error = "disk full"
+    rig.take(ANNA, trainer.data())
+    rig.tick(intake.RETRY_AFTER_S)  # who is asked has gone
+    rig.journal_error = ""
+    rig.tick(intake.RETRY_AFTER_S)
+    assert rig.core.degraded == ""
+    assert rig.core.next_due() == float("inf")
+
+
+def test_what_keeps_files_from_the_disk_is_told_until_it_is_over(rig: Rig) -> None:
+    trainer = Trainer().log(1)
+    rig.take(ANNA, trainer.data())
+    number = trainer.save()
+    rig.tick(rig.config.publish_min_age_s)
+    rig.work("no room")
+    rig.take(ANNA, trainer.data(trainer.edges[-2]))
+    rig.deliver(e.NotArrived(trainer.id, number, "no room for it", final=False))
+    log, artifact = rig.core.troubles()
+    assert log == f"{trainer.path}: no room"
+    assert "extra/1 could not be received: no room for it" in artifact
+    rig.deliver(e.Arrived(trainer.id, number, "/staged", 1))
+    rig.settle()
+    assert rig.core.troubles() == []
 
 
 def test_a_journal_that_fails_takes_back_all_pieces_of_a_round(rig: Rig) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -570,3 +572,31 @@ def test_closing_reports_what_could_not_be_synced_and_closes_all_the_same(
         journal.close()
     with pytest.raises(ValueError, match="closed"):
         journal.append([(b"y",)])
+
+
+def test_a_journal_whose_folder_was_removed_says_so_and_makes_it_anew(
+    journal: Journal, folder: Path
+) -> None:
+    journal.append([[b"gone"]])
+    assert not journal.is_removed
+    shutil.rmtree(folder)
+    assert journal.is_removed
+    journal.append([[b"gone, too"]])
+    journal.rotate([[b"state"]])
+    assert not journal.is_removed
+    journal.append([[b"kept"]])
+    assert records(folder) == [b"state", b"kept"]
+
+
+def test_a_sync_that_is_under_way_is_shown(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: seen.append(journal.syncing))
+    journal.append([[b"record"]])
+    before = time.monotonic()
+    journal.sync()
+    ((since, path),) = seen
+    assert since >= before
+    assert path == str(folder / "00000001.mlej")
+    assert journal.syncing[1] == ""

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -276,3 +277,24 @@ def test_what_another_user_made_for_us_is_not_used(root: Path, tmp_path: Path, t
         ownership.state_dir(str(root))
     with pytest.raises(PermissionError, match="belongs to user 61001"):
         RootLock(str(root)).acquire()
+
+
+def test_a_lock_whose_file_was_removed_is_lost_and_can_be_taken_again(root: Path) -> None:
+    with RootLock(str(root)) as lock:
+        assert not lock.is_lost
+        shutil.rmtree(root)
+        assert lock.is_lost
+        lock.regain()
+        assert not lock.is_lost
+        with pytest.raises(RootLocked):
+            RootLock(str(root)).acquire()
+
+
+def test_a_lock_that_another_one_took_meanwhile_stays_lost(root: Path) -> None:
+    with RootLock(str(root)) as lock:
+        shutil.rmtree(root / ".mle")
+        with RootLock(str(root)):
+            assert lock.is_lost
+            with pytest.raises(RootLocked):
+                lock.regain()
+            assert lock.is_lost

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mle_client import discovery, runtime
-from mle_client.ring import UNFINISHED
+from mle_client.ring import FULL_FILE, UNFINISHED
 from mle_daemon import probes
 
 
@@ -21,6 +21,14 @@ def test_what_was_killed_while_it_made_a_ring_is_removed_after_a_while(root: Pat
     (parent / "notes").mkdir()  # not ours
     probes.remove_unfinished(str(root))
     assert sorted(os.listdir(parent)) == [f"{UNFINISHED}new", "notes"]
+
+
+def test_rings_that_are_full_say_why(root: Path) -> None:
+    parent = Path(runtime.ring_dir(str(root)))
+    for name in ("ab" * 16, "cd" * 16):
+        (parent / name).mkdir()
+    (parent / ("cd" * 16) / FULL_FILE).write_text("no room")
+    assert probes.full_rings(str(root)) == ["no room"]
 
 
 def test_an_unfinished_ring_is_no_ring_and_nothing_to_start_a_daemon_for(root: Path) -> None:

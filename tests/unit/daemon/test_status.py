@@ -33,6 +33,19 @@ def test_its_parts() -> None:
     }  # fmt: skip
 
 
+def test_troubles_are_told_once_each_and_only_a_few_of_many() -> None:
+    def degraded(*troubles: str) -> str:
+        report = status.report(
+            pid=1, endpoint="", root="", uptime_s=0.0, version="", troubles=troubles,
+            runs=[], groups=[], meta_logs=[],
+        )  # fmt: skip
+        return str(report["degraded"])
+
+    assert degraded() == ""
+    assert degraded("full", "full", "stalls") == "full; stalls"
+    assert degraded(*"abcdef") == "a; b; c; d; and 2 more"
+
+
 def test_runs_are_ordered_by_folder_and_seed() -> None:
     runs = [
         {"experiment_dir": folder, "seed_id": seed}

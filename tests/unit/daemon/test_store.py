@@ -510,7 +510,7 @@ def test_a_full_disk_is_noticed_outside_of_hdf5(
     with monkeypatch.context() as patch:
         patch.setattr(module, name, fail)
         patch.setattr(h5file, "edit_file", open_nothing)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="No space"):
             log.publish(some_blocks(2, 3))
     assert Path(log.path).read_bytes() == before
     assert log.staged() == []
@@ -1129,3 +1129,43 @@ def test_a_log_does_not_land_where_its_folder_led_meanwhile(
     assert (outside / name).stat().st_ino == before.st_ino
     assert os.listdir(outside) == [name]
     assert log.staged() == []
+
+
+# --- disks that fail ----------------------------------------------------------------------------
+def test_a_name_that_could_not_be_synced_counts_only_when_it_was(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.open()
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EIO, "broken")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(files.NotSynced):
+        log.publish(some_blocks(2))
+    with pytest.raises(OSError, match="broken"):
+        log.open()
+    monkeypatch.setattr(os, "fsync", real)
+    state, note = log.open()
+    assert state is not None
+    assert state.rows == 2
+    assert note == ""
+
+
+def test_a_full_disk_is_told_with_the_folder_and_the_bytes(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.open()
+    monkeypatch.setattr(files, "write_all", fail_with(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"\d+ bytes are needed: '.*/\.mle/staging'"):
+        log.publish(some_blocks(2))
+
+
+def fail_with(error: int) -> Callable[..., None]:
+    def fails(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return fails
