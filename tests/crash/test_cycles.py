@@ -81,7 +81,7 @@ def test_loggers_that_begin_and_end(root: Path, runtime_dir: Path, cycles: int) 
             if seed == WARM_UP:
                 before, served = held(), server.num_fds()
         assert held() == before
-        assert server.num_fds() <= served
+        daemons.wait_for(lambda: server.num_fds() <= served + 2)  # what it has in hand just now
         assert files(*runtime.ring_dirs(str(root)), layout.state_path(str(root), "spill")) == []
         assert daemons_of(root) == [daemon["pid"]]
         assert_stored(root / "exp", cycles)
@@ -112,7 +112,7 @@ def test_daemons_that_begin_and_end(root: Path, runtime_dir: Path, cycles: int) 
 def test_a_sweep_that_never_closes_a_logger(root: Path, runs: int) -> None:
     """As programs for mle-logging never do."""
     text = f"""
-import os, sys
+import gc, os, sys
 from mle_client import MLELogger
 
 def train(seed):
@@ -120,6 +120,7 @@ def train(seed):
     for i in range({TICKS}):
         log.update({{"step": i}}, {{"x": float(seed)}})
 
+gc.disable()  # in a program with much in memory it comes as seldom
 for seed in range({runs}):
     train(seed)
 """

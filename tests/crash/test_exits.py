@@ -25,7 +25,7 @@ from mle_client.lifetime import EXIT_TIMEOUT_S
 from tests.integration import daemons
 
 TICKS: Final = 500  # before, and again after
-# A trainer may take a second more than it waits for its daemon; that nine interpreters end at once,
+# A trainer may take a second more than it waits for its daemon; that ten interpreters end at once,
 # on two cores, is this test's doing.
 LATEST_S: Final = EXIT_TIMEOUT_S + 1.0 + 5.0
 _FULL_BYTES: Final = 8_000_000

@@ -9,6 +9,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from mle_client import MLELogger, lifetime, load_log
 from mle_client.errors import MLEError
+from mle_client.logger import Report
 from tests.integration import daemons
 
 
@@ -57,6 +59,23 @@ def test_who_reads_at_once_has_all_of_it(served: Path) -> None:
     assert load_log(str(served / "run")).seed_1.stats.x.tolist() == [float(i) for i in range(100)]
 
 
+def test_it_does_not_end_before_who_waits_for_it(root: Path) -> None:
+    with daemons.running(root) as daemon:
+        os.kill(daemon["pid"], signal.SIGSTOP)
+        try:
+            log_and_drop(root / "run")
+            gc.collect()
+            (log,) = lifetime.all_loggers()
+            with ThreadPoolExecutor(1) as threads:
+                flushed = threads.submit(log.flush, 30)
+                daemons.wait_for(lambda: log._transport.is_awaited(log._channel))
+                daemons.wait_for(lambda: log._end)
+                os.kill(daemon["pid"], signal.SIGCONT)
+                assert flushed.result()
+        finally:
+            os.kill(daemon["pid"], signal.SIGCONT)
+
+
 def test_one_that_is_collected_leaves_no_object(served: Path) -> None:
     log = MLELogger(str(served / "run"))
     log.update({"step": 0}, {"x": 0.0})
@@ -72,9 +91,14 @@ def test_what_a_dropped_logger_has_saved_is_stored(served: Path) -> None:
 
     def save_and_drop() -> None:
         log = MLELogger(str(served / "run"), model_type="numpy")
-        log.update({"step": 0}, {"x": 0.5}, {"w": np.ones(10)}, Figure(), [1, 2])
+        log.update({"step": 0}, {"x": 0.5}, {"w": np.ones(10)}, Figure())
+        log.save_extra(np.zeros(10**7))
 
     save_and_drop()
+    daemons.wait_for(lambda: gc.collect() >= 0 and lifetime._DROPPED)
+    log = next(iter(lifetime._DROPPED.values()))
+    daemons.wait_for(lambda: log._report)
+    assert log._report == Report(1, 0, 0)
     daemons.wait_for(lambda: gc.collect() >= 0 and states(served) == ["finished"])
     for kind in ("models/final", "figures", "extra"):
         assert len(os.listdir(served / "run" / kind)) == 1

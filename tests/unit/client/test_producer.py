@@ -320,14 +320,16 @@ def test_when_nothing_has_room_ticks_are_counted_and_the_stream_says_so(tmp_path
 def test_ticks_whose_schema_was_dropped_are_dropped_too(tmp_path: Path) -> None:
     """A daemon refuses a stream with ticks of a schema that it was not sent."""
     stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
-    before = stage.fill(left=120)
-    for _ in range(3):
-        stage.update({}, {"k" * 150: 1})
+    before = stage.fill(left=400)
+    name = "k" * 500  # no room for that, but for the value
+    for number in range(3):
+        stage.update({}, {name: 1})
+        stage.update({"step": before + number}, {"loss": 0.5})
     assert stage.producer.lost == 3
-    assert stage.column("step") == list(range(before))
+    assert stage.column("step") == list(range(before + 3))
     stage.ring._memory_bytes = 2**20  # room again
-    stage.update({}, {"k" * 150: 2})
-    assert stage.column("k" * 150) == [2]
+    stage.update({}, {name: 2})
+    assert stage.column(name) == [2]
     stage.ring.delete()
 
 
