@@ -24,6 +24,10 @@ EXIT_TIMEOUT_S: Final = 10.0
 # descriptors, of which a process usually may have 1,024; the collector by itself comes when much
 # memory has been taken, and a logger is little.
 COLLECT_AT: Final = 32
+# That were dropped and have not ended, before who makes another one waits: as where loggers are
+# made faster than a daemon can be started.  Each of them ends, or is given up, in `EXIT_TIMEOUT_S`.
+MAX_DROPPED: Final = 64
+_LOOK_EVERY_S: Final = 0.005
 
 
 class Closable(Protocol):
@@ -79,6 +83,7 @@ def register(logger: Closable) -> None:
     if not hasattr(logger, "_lease"):
         setattr(logger, "_lease", _Lease(logger))  # noqa: B010  # no part of what it is
     _collect_dropped()
+    _wait_for_dropped()
     if _registered_in == os.getpid():
         return
     if _registered_in == 0:
@@ -99,6 +104,13 @@ def _collect_dropped() -> None:
     if len(_LOGGERS) >= _collect_at:
         gc.collect()
         _collect_at = max(COLLECT_AT, 2 * len(_LOGGERS))
+
+
+def _wait_for_dropped() -> None:
+    """Wait while too many that were dropped have not ended."""
+    deadline = time.monotonic() + EXIT_TIMEOUT_S
+    while len(_DROPPED) > MAX_DROPPED and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
 
 
 def forget(logger: Closable) -> None:
@@ -172,3 +184,4 @@ control.BEFORE_READING.append(_flush_before_reading)
 def _after_fork_in_child() -> None:
     for logger in all_loggers():
         logger.forked()
+    _DROPPED.clear()  # the parent ends them

@@ -177,3 +177,20 @@ def test_a_child_leaves_what_its_parent_has_dropped_alone(served: Path) -> None:
         gc.enable()
     daemons.wait_for(lambda: gc.collect() >= 0 and states(served) == ["finished"])
     assert load_log(str(served / "run")).seed_1.stats.x.tolist() == [float(i) for i in range(100)]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_does_not_hold_what_its_parent_is_ending(root: Path) -> None:
+    with daemons.running(root) as daemon:
+        os.kill(daemon["pid"], signal.SIGSTOP)
+        try:
+            log_and_drop(root / "run")
+            gc.collect()
+            assert len(lifetime.all_loggers()) == 1
+            pid = os.fork()
+            if pid == 0:
+                os._exit(len(lifetime.all_loggers()))
+            assert os.waitpid(pid, 0)[1] == 0
+        finally:
+            os.kill(daemon["pid"], signal.SIGCONT)
+        daemons.wait_for(lambda: states(root) == ["finished"])

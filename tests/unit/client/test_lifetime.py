@@ -130,8 +130,11 @@ def test_one_that_was_closed_is_not_said_to_be_dropped(no_loggers: None) -> None
     assert drops == []
 
 
-def test_dropped_loggers_are_looked_for_where_there_are_many(no_loggers: None) -> None:
+def test_dropped_loggers_are_looked_for_where_there_are_many(
+    no_loggers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The collector may be off, or have no reason to come."""
+    monkeypatch.setattr(lifetime, "MAX_DROPPED", 1_000)  # none of these ends
     gc.collect()
     gc.disable()
     try:
@@ -193,6 +196,28 @@ def test_only_who_writes_a_log_makes_way_for_who_begins_it_anew(no_loggers: None
         lifetime.register(logger)
     lifetime.make_way_for("/exp/logs/log_seed_1.hdf5")
     assert (writer.ways, other.ways) == (1, 0)
+
+
+def test_who_makes_loggers_faster_than_they_end_waits(
+    no_loggers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(lifetime.MAX_DROPPED + 5):
+        lifetime._DROPPED[number] = Closing()
+    looks = []
+
+    def end_one(seconds: float) -> None:
+        looks.append(seconds)
+        del lifetime._DROPPED[len(looks) - 1]
+
+    monkeypatch.setattr("time.sleep", end_one)
+    logger = Closing()
+    lifetime.register(logger)
+    assert len(looks) == 5
+    lifetime.forget(logger)
+    monkeypatch.setattr(lifetime, "EXIT_TIMEOUT_S", 0.0)  # nor for ever
+    monkeypatch.setattr(lifetime, "MAX_DROPPED", 0)
+    lifetime.register(logger)
+    assert len(looks) == 5
 
 
 # --- reading --------------------------------------------------------------------------------------
