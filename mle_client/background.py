@@ -97,6 +97,7 @@ class Worker:
             except Exception as error:  # of `failed`; the rest must be done all the same
                 _LOG.exception("a failure in the background could not be told: %s", error)
             finally:
+                del work  # it would keep what it refers to until there is more work
                 with self._changed:
                     self._unfinished -= 1
                     self._changed.notify_all()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import secrets
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -191,6 +193,8 @@ class MLELogger:
         self._closing = threading.Lock()
         self._end: int | None = None  # the stream's last position, once it has ended
         self._channel: Channel | None = None
+        self._producer: Producer | None = None  # the channel does not keep it
+        self._settled_by = 0.0  # monotonic time at which one that was dropped is given up
         os.makedirs(self.experiment_dir, exist_ok=True)
         config_name, config_file = arguments.config_file(config_fname, config_dict)
         text, as_json = configs.config_text(self.config_dict)
@@ -371,6 +375,10 @@ class MLELogger:
             self._end = channel.producer.end()
             left = max(0.0, deadline - time.monotonic())
             flushed = self._transport.flush(channel, self._end, left)
+        return self._settle(channel, flushed)
+
+    def _settle(self, channel: Channel, flushed: bool) -> Report:
+        """Give up a stream that has ended.  Args: flushed: whether it is in the log file."""
         unstored = self._saver.close() + self._transport.remove(channel)
         if self._shown is not None:
             self._shown.close(_CONSOLE_TIMEOUT_S)
@@ -382,13 +390,54 @@ class MLELogger:
             unstored,
             channel.refused_artifacts,
         )
-        if not unstored and (flushed or channel.session.acked >= self._end):
+        if not unstored and (flushed or channel.session.acked >= (self._end or 0)):
             channel.arena.delete()
             ring.delete()
         else:
             channel.arena.forget()
             ring.let_go()
         return report
+
+    def dropped(self) -> None:
+        """User code has dropped this logger: have the sender end the run, as `close` would.
+
+        In the middle of whatever the garbage collector has interrupted: it must not wait.
+        """
+        channel, producer = self._channel, self._producer
+        if channel is None or producer is None:  # a forked child that never logged
+            lifetime.forget(self)
+            return
+        self._settled_by = time.monotonic() + EXIT_TIMEOUT_S
+        channel.on_error = self._failed
+        channel.end_by(producer, functools.partial(self._end_step, channel))
+
+    def _end_step(self, channel: Channel) -> None:
+        """A step of the end of a logger that was dropped.  For the sender's rounds."""
+        if not self._closing.acquire(blocking=False):  # at exit `close` may be at it
+            return
+        try:
+            if self._report is None and self._has_arrived(channel):
+                self._report = self._settle(channel, flushed=False)
+                lifetime.forget(self)
+        finally:
+            self._closing.release()
+
+    def _has_arrived(self, channel: Channel) -> bool:
+        """End the stream.  Returns: whether the daemon has it all, or has had the time."""
+        producer = channel.producer
+        if self._end is None and self._saver.finish(0.0):
+            self._end = producer.close()
+        elif self._end is not None and not producer.has_ended:  # the disk was full
+            self._end = producer.end()
+        ended = self._end is not None and producer.has_ended
+        arrived = ended and channel.session.acked >= (self._end or 0)
+        if arrived and not self._transport.shipper.unstored(channel.id):
+            return not self._transport.is_awaited(channel)  # by who reads its log
+        if not channel.refused and time.monotonic() < self._settled_by:
+            return False
+        if self._end is None:
+            self._end = producer.close()
+        return True
 
     def make_way(self) -> None:
         """Let another logger of this process take the name: end the run, unless in `with`.
@@ -434,13 +483,14 @@ class MLELogger:
         """Begin to show this run in the terminal."""
         from mle_client.console import Console  # loads rich
 
+        failed = _weakly(self._failed)  # the console has a thread
         console = Console(
             start_time=self._run.start_time,
             **names,
             time_to_print=self.time_to_print,
             what_to_print=self.what_to_print,
             print_every_k_updates=self.print_every_k_updates,
-            on_problem=lambda problem: self._failed(MLEError(problem)),
+            on_problem=lambda problem: failed(MLEError(problem)),
         )
         if reload:
             console.reloaded(self.experiment_dir)
@@ -656,7 +706,8 @@ class MLELogger:
             os.path.join(ring.directory, layout.SNAPSHOTS_DIR),
             os.path.join(spill, layout.SNAPSHOTS_DIR),
         )
-        self._channel = channel = self._transport.add(stream, arena, self._failed)
+        self._producer = stream
+        self._channel = channel = self._transport.add(stream, arena, _weakly(self._failed))
         if not run.forked:
             self._saver.bind(stream, arena, self._transport.shipper)
         stream.install(self._take_over)
@@ -719,14 +770,27 @@ class MLELogger:
         channel, self._channel = self._channel, None
         if channel is None or self._report is not None:
             return
-        channel.producer.disable("this stream belongs to the parent process")
-        channel.producer.forward = self._first_update
-        channel.producer.ring.forget()
+        if self._producer is not None:
+            self._producer.disable("this stream belongs to the parent process")
+            self._producer.forward = self._first_update
+        channel.ring.forget()
         self._transport = transport_for(self._target)
         self._have_ticks_taken_by(self._first_update)
 
 
 _METHOD: Final = MLELogger.update
+
+
+def _weakly(method: Callable[[MLEError], None]) -> Callable[[MLEError], None]:
+    """What calls a method as long as its object is there, and does not keep it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(error: MLEError) -> None:
+        found = reference()
+        if found is not None:
+            found(error)
+
+    return call
 
 
 def _this_process() -> m.Process:

@@ -166,6 +166,7 @@ class _Process:
             except BaseException:
                 self._socket.close()
                 raise
+        _RUNNING.add(self)
         assert self._popen.stdout is not None
         self._output: IO[bytes] = self._popen.stdout
         self._words = b""
@@ -260,6 +261,7 @@ class _Process:
 
     def end(self) -> str:
         """End it, by force if it does not leave.  Returns: how it ended, in words."""
+        _RUNNING.discard(self)
         self._socket.close()  # which is how it learns that nobody wants it
         try:
             self._popen.wait(_LEAVE_S)
@@ -273,9 +275,15 @@ class _Process:
 
     def forget(self) -> None:
         """In a forked child: leave the parent's process alone."""
+        _RUNNING.discard(self)
         self._socket.close()
         self._output.close()
         self._popen.returncode = 0  # else it would be looked after, as if it were our child
+
+
+# The garbage collector, which finds that a logger was dropped, must not end its process before that
+# logger has ended.
+_RUNNING: Final[set[_Process]] = set()
 
 
 def _maybe_answer(received: bytearray) -> tuple[bool, bytes] | None:

@@ -59,6 +59,8 @@ MEMORY_FREE_SHARE: Final = 0.25
 MEMORY_FREE_BYTES: Final = 4 * 2**30
 # On disk, a producer: some 17 million ticks of four values.
 SPILL_BYTES: Final = 2**30
+_NO_FILES: Final = (errno.EMFILE, errno.ENFILE)
+_TOO_MANY_FILES: Final = "too many open files: close() loggers that are done, or see ulimit -n"
 _RECYCLED: Final = "a segment was recycled while it was read"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS_HERE: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -185,6 +187,9 @@ class Ring:
             self.segments.append(self._new_segment(SEGMENT_BYTES))
         except RingFull as error:
             self.delete()
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _NO_FILES:
+                raise OSError(cause.errno, _TOO_MANY_FILES, directory) from error
             raise self._no_room() from error
 
     @property

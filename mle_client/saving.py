@@ -155,9 +155,16 @@ class Saver:
         self._put_off.clear()
         self._refuse = _FORKED
 
-    def finish(self, timeout: float) -> None:
-        """Wait until figures are drawn and histograms counted.  Args: timeout: seconds."""
-        self._worker.wait(timeout)
+    def finish(self, timeout: float) -> bool:
+        """Wait until figures are drawn and histograms counted.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            Whether they are.
+        """
+        return self._worker.wait(timeout)
 
     def close(self) -> int:
         """Save no more.  What is not shipped stays in memory that outlives the process.

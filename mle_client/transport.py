@@ -15,6 +15,7 @@ import os
 import socket as sockets
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -39,6 +40,7 @@ from mle_client.errors import (
 from mle_client.handshake import Handshake
 from mle_client.keys import ClientKeys, keys_for
 from mle_client.producer import Producer
+from mle_client.ring import Ring
 from mle_client.session import Session
 from mle_client.shipping import Shipper
 from mle_client.snapshot import Arena
@@ -57,26 +59,51 @@ _HEARTBEAT_S: Final = 10.0
 _TIDY_EVERY_S: Final = 30.0
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 30.0
+_REMOVED: Final = "its logger was closed meanwhile"
 
 
 @dataclass(eq=False, slots=True)
 class Channel:
     """One producer on its way to the daemon.
 
+    It does not keep the producer, and so its logger, from being collected as garbage.
+
     Args:
         arena: that holds the producer's snapshots.
         on_error: called, from the sender's thread, with what went wrong in the background.
+        reference: to the producer.
+        end: called at each round of the sender, by which it is to be removed soon.
     """
 
-    producer: Producer
+    id: m.ProducerId
+    ring: Ring
     arena: Arena
     on_error: Callable[[MLEError], None]
+    reference: weakref.ref[Producer]
+    end: Callable[[], None] | None = None
     session: Session = field(default_factory=Session)
     save_wanted: bool = False
     save_at: int | None = None  # the daemon is asked to publish when it was sent what is before
     refused: str = ""
     refused_artifacts: int = 0  # that the daemon has given up
     renamed: str = ""  # the seed's name where the daemon had to choose another
+
+    @property
+    def producer(self) -> Producer:
+        """For who keeps it from being collected."""
+        producer = self.reference()
+        assert producer is not None
+        return producer
+
+    def catch_up(self) -> int:
+        """As of `Producer`; one that has just been collected comes back, or has ended."""
+        producer = self.reference()
+        return self.ring.head if producer is None else producer.catch_up()
+
+    def end_by(self, producer: Producer, step: Callable[[], None]) -> None:
+        """Have the sender end the stream of a logger that was collected.  Never waits."""
+        self.reference = weakref.ref(producer)  # it is back: `step` keeps it
+        self.end = step
 
 
 @dataclass(eq=False, slots=True)
@@ -146,8 +173,8 @@ class Transport:
         # Here and not in the thread: a child forked in the middle of an import has half a module.
         import zmq  # noqa: F401
 
-        channel = Channel(producer, arena, on_error)
-        self.shipper.add(producer.id, on_error)
+        channel = Channel(producer.id, producer.ring, arena, on_error, weakref.ref(producer))
+        self.shipper.add(producer.id, lambda error: channel.on_error(error))
         with self._lock:
             self._channels[producer.id] = channel
             if self._thread is None:
@@ -162,10 +189,14 @@ class Transport:
         Returns:
             How many of its snapshots are not stored.
         """
-        unstored = self.shipper.unstored(channel.producer.id)
-        self.shipper.remove(channel.producer.id)
+        unstored = self.shipper.unstored(channel.id)
+        self.shipper.remove(channel.id)
         with self._lock:
-            self._channels.pop(channel.producer.id, None)
+            self._channels.pop(channel.id, None)
+            for wait in self._waits.values():
+                if wait.channel is channel:  # from now on nobody answers
+                    wait.error = "" if channel.session.published >= wait.position else _REMOVED
+                    wait.over.set()
             thread = self._thread if not self._channels else None
         if thread is not None and thread is not threading.current_thread():
             self.wake()
@@ -186,6 +217,8 @@ class Transport:
             Whether it is.
         """
         with self._lock:
+            if channel.id not in self._channels:
+                return channel.session.published >= position
             wait = _Wait(next(self._tokens), channel, position)
             self._waits[wait.token] = wait
         self._retry_at = min(self._retry_at, time.monotonic())
@@ -194,6 +227,10 @@ class Transport:
         with self._lock:
             self._waits.pop(wait.token, None)
         return wait.error == ""
+
+    def is_awaited(self, channel: Channel) -> bool:
+        """Whether somebody waits in `flush`."""
+        return any(wait.channel is channel for wait in tuple(self._waits.values()))
 
     def wake(self) -> None:
         """End the thread's present wait."""
@@ -244,7 +281,9 @@ class Transport:
     def _round(self, wait_s: float) -> bool:
         """One round.  Returns: whether anything was sent."""
         for channel in tuple(self._channels.values()):
-            channel.producer.catch_up()
+            channel.catch_up()
+            if channel.end is not None:
+                channel.end()
         now = time.monotonic()
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
@@ -262,7 +301,7 @@ class Transport:
             # One at a time: a trainer that saves at every tick must not put it off for ever.
             if channel.save_wanted and channel.save_at is None:
                 channel.save_wanted = False  # first: what is logged from now on may ask again
-                channel.save_at = channel.producer.catch_up()
+                channel.save_at = channel.catch_up()
             sent = self._ship(link, channel, now) or sent
         self._send_requests(link, now)
         return sent
@@ -374,7 +413,7 @@ class Transport:
             case m.Ack(producer, position, ticks, published):
                 if channel := self._channels.get(producer):
                     channel.session.acknowledged(position, ticks, published, now)
-                    channel.producer.ring.release(channel.session.acked)
+                    channel.ring.release(channel.session.acked)
             case m.Expect(producer, position):
                 if channel := self._channels.get(producer):
                     channel.session.expected(position)
@@ -454,7 +493,7 @@ class Transport:
         """Send what is new of a ring, as far as the daemon's window goes."""
         import zmq
 
-        session, ring = channel.session, channel.producer.ring
+        session, ring = channel.session, channel.ring
         if channel.refused or session.sent >= ring.head or link.welcome is None:
             return False
         sent = False
@@ -463,7 +502,7 @@ class Transport:
                 room = session.may_send(link.welcome.window)
                 if len(payload) > room and session.sent > session.acked:
                     break
-                header = wire.data_header(channel.producer.id, position)
+                header = wire.data_header(channel.id, position)
                 # Copied: a memcpy of a few hundred KB is cheaper than to keep a segment from being
                 # recycled until ZeroMQ says that it has let go (docs/decisions).
                 link.socket.send_multipart([header, payload], zmq.NOBLOCK, copy=True)
@@ -480,13 +519,13 @@ class Transport:
         for channel in tuple(self._channels.values()):
             if channel.save_at is not None and channel.session.sent >= channel.save_at:
                 channel.save_at = None
-                self._send(link, m.Save(channel.producer.id))
+                self._send(link, m.Save(channel.id))
         for wait in tuple(self._waits.values()):
             if wait.channel.refused:
                 self._done(wait.token, wait.channel.refused)
             elif not wait.sent and wait.channel.session.sent >= wait.position:
                 wait.sent = True
-                self._send(link, m.Flush(wait.token, wait.channel.producer.id, wait.position))
+                self._send(link, m.Flush(wait.token, wait.channel.id, wait.position))
         if now >= link.heartbeat_at:
             self._hello(link, now)
 

@@ -25,7 +25,7 @@ from mle_client.lifetime import EXIT_TIMEOUT_S
 from tests.integration import daemons
 
 TICKS: Final = 500  # before, and again after
-# A trainer may take a second more than it waits for its daemon; that nine interpreters end at once,
+# A trainer may take a second more than it waits for its daemon; that ten interpreters end at once,
 # on two cores, is this test's doing.
 LATEST_S: Final = EXIT_TIMEOUT_S + 1.0 + 5.0
 _FULL_BYTES: Final = 8_000_000
@@ -53,6 +53,11 @@ ENDINGS: Final = {
     "exception": Ending("raise RuntimeError('training failed')", 1),
     "sys.exit": Ending("sys.exit(3)", 3),
     "SIGTERM": Ending("os.kill(os.getpid(), 15); time.sleep(60)", -signal.SIGTERM, reports=False),
+    "SIGTERM with a handler": Ending(
+        "signal.signal(15, lambda *_: sys.exit(5)); before[15] = signal.getsignal(15)\n"
+        "os.kill(os.getpid(), 15); time.sleep(60)",
+        5,
+    ),
     "Ctrl-C": Ending("os.kill(os.getpid(), 2); time.sleep(60)", -signal.SIGINT),
     "os._exit": Ending("os._exit(4)", 4, reports=False),
     "SIGKILL": Ending("os.kill(os.getpid(), 9); time.sleep(60)", -signal.SIGKILL, reports=False),
@@ -68,12 +73,20 @@ ENDINGS: Final = {
 }
 _SCRIPT: Final = """
 import atexit, os, signal, sys, threading, time
+
+def handlers():
+    hooks = {{"exceptions": sys.excepthook, "in threads": threading.excepthook}}
+    return {{number: signal.getsignal(number) for number in signal.valid_signals()}} | hooks
+
+signal.signal(10, lambda *_: None)
+before = handlers()
 if {no_daemon}:
     sys.executable = "/bin/false"
 from mle_client import MLELogger
 
 def tell():  # after the logger was closed, since this is registered before
     report = log.close()
+    assert handlers() == before and signal.set_wakeup_fd(-1) == -1
     print("report", report.delivered, report.spilled, report.lost, flush=True)
 
 if {reports}:
@@ -81,14 +94,14 @@ if {reports}:
 log = MLELogger({folder!r}, on_error=lambda error: None)
 for i in range({ticks}):
     log.update({{"step": i}}, {{"x": float(i)}})
-if signal.getsignal(15) != signal.SIG_DFL or signal.getsignal(2) != signal.default_int_handler:
-    os._exit(99)
 if {wait}:
     log.flush(30)
 print("logged", flush=True)
 sys.stdin.readline()
 for i in range({ticks}, 2 * {ticks}):
     log.update({{"step": i}}, {{"x": float(i)}})
+if handlers() != before:  # those that do not come to `tell`
+    os._exit(99)
 {body}
 """
 

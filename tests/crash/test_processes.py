@@ -218,6 +218,29 @@ reap(pid)
 """,
         {"parent": 100, "child 0": 100},
     ),
+    "a fork while another thread closes the logger": (
+        """
+log = MLELogger(folder)
+log_some(log, "parent")
+closing, forked, flush = threading.Event(), threading.Event(), log._transport.flush
+
+def slow_flush(*arguments):
+    closing.set()
+    forked.wait()
+    return flush(*arguments)
+
+log._transport.flush = slow_flush
+thread = threading.Thread(target=log.close)
+thread.start()
+closing.wait()
+pid = child(log, "child 0")
+forked.set()
+thread.join()
+reap(pid)
+assert log.close().delivered == 100
+""",
+        {"parent": 100, "child 0": 100},
+    ),
     "a child that replaces itself": (
         """
 log = MLELogger(folder)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,12 +35,13 @@ class FakeLogger:
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], FakeLogger]:
     """Have a logger in this process."""
-    monkeypatch.setattr(lifetime, "_LOGGERS", set())
+    made = []
+    monkeypatch.setattr(lifetime, "_LOGGERS", {})
 
     def make(path: str) -> FakeLogger:
-        logger = FakeLogger(path)
-        lifetime._LOGGERS.add(logger)
-        return logger
+        made.append(FakeLogger(path))
+        lifetime._LOGGERS[id(made[-1])] = weakref.ref(made[-1])
+        return made[-1]
 
     return make
 
@@ -67,6 +69,7 @@ class Closing(FakeLogger):
         self.closed: list[float] = []
         self.ways = 0
         self.forks = 0
+        self.drops = 0
 
     def close(self, timeout: float) -> None:
         self.closed.append(timeout)
@@ -80,25 +83,74 @@ class Closing(FakeLogger):
     def forked(self) -> None:
         self.forks += 1
 
+    def dropped(self) -> None:
+        self.drops += 1
+
 
 @pytest.fixture
-def loggers(monkeypatch: pytest.MonkeyPatch) -> set[Closing]:
-    """Those of this process, of which there are none yet."""
-    made: set[Closing] = set()
-    monkeypatch.setattr(lifetime, "_LOGGERS", made)
-    return made
+def no_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has no loggers."""
+    for name in ("_LOGGERS", "_DROPPED"):
+        monkeypatch.setattr(lifetime, name, {})
+    monkeypatch.setattr(lifetime, "_collect_at", lifetime.COLLECT_AT)
 
 
-def test_a_logger_that_user_code_dropped_is_closed_all_the_same(loggers: set[Closing]) -> None:
+def test_a_logger_that_user_code_dropped_is_closed_all_the_same(no_loggers: None) -> None:
     lifetime.register(Closing())
+    (logger,) = lifetime.all_loggers()
+    assert logger.drops == 0
+    del logger
     gc.collect()
-    (logger,) = loggers
+    (logger,) = lifetime.all_loggers()
+    assert logger.drops == 1
     lifetime.close_all(5.0)
     assert len(logger.closed) == 1
-    assert loggers == set()
+    assert lifetime.all_loggers() == []
 
 
-def test_all_loggers_share_the_time_at_exit(loggers: set[Closing]) -> None:
+def test_one_that_has_ended_is_held_no_longer(no_loggers: None) -> None:
+    lifetime.register(Closing())
+    gc.collect()
+    (logger,) = lifetime.all_loggers()
+    reference = weakref.ref(logger)
+    lifetime.forget(logger)
+    del logger
+    gc.collect()
+    assert (lifetime.all_loggers(), reference()) == ([], None)
+
+
+def test_one_that_was_closed_is_not_said_to_be_dropped(no_loggers: None) -> None:
+    logger = Closing()
+    lifetime.register(logger)
+    lifetime.forget(logger)
+    drops: list[int] = []
+    logger.dropped = lambda: drops.append(1)  # type: ignore[method-assign]
+    del logger
+    gc.collect()
+    assert drops == []
+
+
+def test_dropped_loggers_are_looked_for_where_there_are_many(
+    no_loggers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector may be off, or have no reason to come."""
+    monkeypatch.setattr(lifetime, "MAX_DROPPED", 1_000)  # none of these ends
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4 * lifetime.COLLECT_AT):
+            lifetime.register(Closing())
+            assert len(lifetime._LOGGERS) <= lifetime.COLLECT_AT
+        kept = [Closing() for _ in range(4 * lifetime.COLLECT_AT)]
+        for logger in kept:  # of which there is nothing to be collected
+            lifetime.register(logger)
+    finally:
+        gc.enable()
+    assert {logger.drops for logger in kept} == {0}
+    assert len(lifetime.all_loggers()) == 8 * lifetime.COLLECT_AT
+
+
+def test_all_loggers_share_the_time_at_exit(no_loggers: None) -> None:
     class Slow(Closing):
         def close(self, timeout: float) -> None:
             super().close(timeout)
@@ -112,7 +164,7 @@ def test_all_loggers_share_the_time_at_exit(loggers: set[Closing]) -> None:
     assert given == [0.0, pytest.approx(0.1, abs=0.08), pytest.approx(0.3, abs=0.08)]
 
 
-def test_one_that_fails_to_close_does_not_keep_the_others_open(loggers: set[Closing]) -> None:
+def test_one_that_fails_to_close_does_not_keep_the_others_open(no_loggers: None) -> None:
     made = [Closing(error="disk full"), Closing(), Closing(error="disk full")]
     for logger in made:
         lifetime.register(logger)
@@ -121,7 +173,7 @@ def test_one_that_fails_to_close_does_not_keep_the_others_open(loggers: set[Clos
     assert [len(logger.closed) for logger in made] == [1, 1, 1]
 
 
-def test_a_logger_that_was_closed_is_not_closed_again(loggers: set[Closing]) -> None:
+def test_a_logger_that_was_closed_is_not_closed_again(no_loggers: None) -> None:
     logger = Closing()
     lifetime.register(logger)
     lifetime.forget(logger)
@@ -130,7 +182,7 @@ def test_a_logger_that_was_closed_is_not_closed_again(loggers: set[Closing]) -> 
     assert logger.closed == []
 
 
-def test_only_who_writes_a_log_is_closed_for_who_continues_it(loggers: set[Closing]) -> None:
+def test_only_who_writes_a_log_is_closed_for_who_continues_it(no_loggers: None) -> None:
     writer, other = Closing("/exp/logs/log_seed_1.hdf5"), Closing("/exp/logs/log_seed_10.hdf5")
     for logger in (writer, other):
         lifetime.register(logger)
@@ -138,12 +190,34 @@ def test_only_who_writes_a_log_is_closed_for_who_continues_it(loggers: set[Closi
     assert (len(writer.closed), len(other.closed)) == (1, 0)
 
 
-def test_only_who_writes_a_log_makes_way_for_who_begins_it_anew(loggers: set[Closing]) -> None:
+def test_only_who_writes_a_log_makes_way_for_who_begins_it_anew(no_loggers: None) -> None:
     writer, other = Closing("/exp/logs/log_seed_1.hdf5"), Closing("/exp/logs/log_seed_10.hdf5")
     for logger in (writer, other):
         lifetime.register(logger)
     lifetime.make_way_for("/exp/logs/log_seed_1.hdf5")
     assert (writer.ways, other.ways) == (1, 0)
+
+
+def test_who_makes_loggers_faster_than_they_end_waits(
+    no_loggers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(lifetime.MAX_DROPPED + 5):
+        lifetime._DROPPED[number] = Closing()
+    looks = []
+
+    def end_one(seconds: float) -> None:
+        looks.append(seconds)
+        del lifetime._DROPPED[len(looks) - 1]
+
+    monkeypatch.setattr("time.sleep", end_one)
+    logger = Closing()
+    lifetime.register(logger)
+    assert len(looks) == 5
+    lifetime.forget(logger)
+    monkeypatch.setattr(lifetime, "EXIT_TIMEOUT_S", 0.0)  # nor for ever
+    monkeypatch.setattr(lifetime, "MAX_DROPPED", 0)
+    lifetime.register(logger)
+    assert len(looks) == 5
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -165,7 +239,7 @@ def test_only_who_writes_a_log_makes_way_for_who_begins_it_anew(loggers: set[Clo
     ],
 )
 def test_who_has_to_do_with_what_is_read_is_flushed(
-    loggers: set[Closing], monkeypatch: pytest.MonkeyPatch, path: str, is_flushed: bool
+    no_loggers: None, monkeypatch: pytest.MonkeyPatch, path: str, is_flushed: bool
 ) -> None:
     logger = Closing()
     monkeypatch.setattr(logger, "flush", logger.given.append)
@@ -175,7 +249,7 @@ def test_who_has_to_do_with_what_is_read_is_flushed(
 
 
 # --- processes ------------------------------------------------------------------------------------
-def test_a_forked_child_tells_its_loggers(loggers: set[Closing]) -> None:
+def test_a_forked_child_tells_its_loggers(no_loggers: None) -> None:
     logger = Closing()
     lifetime.register(logger)
     read, write = os.pipe()
@@ -208,6 +282,9 @@ class Logger:
 
     def forked(self):
         lifetime.forget(self)
+
+    def dropped(self):
+        pass
 
 
 def child():

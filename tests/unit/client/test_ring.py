@@ -349,6 +349,19 @@ def test_where_nothing_has_room_it_says_where_and_what_to_do(
     assert os.listdir(tmp_path / "memory") == os.listdir(tmp_path / "disk") == []
 
 
+def test_too_many_open_files_are_no_lack_of_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(rings, "_create_segment", create)
+    with pytest.raises(OSError, match=r"close\(\) loggers") as failure:
+        make(tmp_path)
+    assert failure.value.errno == errno.EMFILE
+    assert os.listdir(tmp_path) == []
+
+
 def test_other_errors_than_a_lack_of_room_are_told_as_they_are(tmp_path: Path) -> None:
     def fall_back() -> str:
         raise AssertionError("another folder would not help")
