@@ -175,9 +175,9 @@ class Core:
         return found
 
     @property
-    def tail_bytes(self) -> int:
-        """Bytes of ticks held in memory."""
-        return self._registry.tail_bytes
+    def held_bytes(self) -> int:
+        """About what ticks take in memory."""
+        return self._registry.held_bytes
 
     @property
     def idle(self) -> bool:
@@ -311,7 +311,7 @@ class Core:
         self._publisher.begin_due(now)
         for job in self._groups.due(now, leaving=self.stopping is not None):
             self._out.add(job)
-        self._intake.limit(self.tail_bytes >= self.config.tail_limit_bytes)
+        self._intake.limit(self.held_bytes >= self.config.tail_limit_bytes)
         self._publisher.answer_waiters()
         if dropped := self._segments.drop(self._registry.is_published):
             self._out.add(e.DropSegments(dropped))

@@ -82,7 +82,7 @@ class Publisher:
     def begin_due(self, now: float) -> None:
         """Have done what is due."""
         self._open_due(now)
-        if self._registry.tail_bytes >= self._config.tail_limit_bytes:
+        if self._registry.held_bytes >= self._config.tail_limit_bytes:
             self._make_room()
         for run_id, run in list(self._registry.runs.items()):
             if run.opened:
@@ -125,10 +125,10 @@ class Publisher:
                 self._append(self._registry.saved_runs([run.run.run_id]))
 
     def _make_room(self) -> None:
-        """Publish the largest tail that can be."""
+        """Publish what takes most memory and can be."""
         ready = [run for run in self._registry.runs.values() if run.tail and _is_at_rest(run)]
         if ready:
-            max(ready, key=lambda run: run.tail_bytes).wanted_now = True
+            max(ready, key=lambda run: run.held_bytes).wanted_now = True
 
     def _finish(self, run_id: m.RunId, run: RunState, now: float) -> None:
         """Seal a run, note in the journal that it is through, and forget it."""

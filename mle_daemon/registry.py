@@ -94,8 +94,8 @@ class Registry:
                     yield member
 
     @property
-    def tail_bytes(self) -> int:
-        """Bytes of ticks held in memory."""
+    def held_bytes(self) -> int:
+        """About what ticks take in memory."""
         return sum(run.held_bytes for run in self.runs.values())
 
     def reports(self, now: float) -> list[e.Report]:

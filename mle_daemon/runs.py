@@ -97,7 +97,9 @@ class RunState:
     publish_cost: float = 0.0
     waiters: list[tuple[Waiter, dict[m.ProducerId, int]]] = field(default_factory=list)
     artifacts: Artifacts = field(init=False)
+    _held: int = 0  # bytes of `tail` in memory
     _in_flight: list[Piece] | None = None
+    _held_in_flight: int = 0
     _status_published: str = ""
     _images_in_flight: tuple[Image, ...] = ()
     _kept_text: tuple[Kept | None, str, str] = (None, "", "")
@@ -115,8 +117,8 @@ class RunState:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of ticks in memory, those being published included."""
-        return self.tail_bytes + sum(len(piece.payload) for piece in self._in_flight or ())
+        """About what its ticks take in memory, those being published included."""
+        return self._held + self._held_in_flight
 
     @property
     def publishing(self) -> bool:
@@ -197,6 +199,7 @@ class RunState:
             self.dirty_since = now
         self.tail.append(piece)
         self.tail_bytes += len(piece.payload)
+        self._held += piece.held_bytes
 
     def _note_lost(self, before: int, *pieces: Piece) -> None:
         # A count that no file and no state record can hold would end the daemon.
@@ -244,6 +247,7 @@ class RunState:
         """Hand over the tail.  Next: `published` or `publication_failed`."""
         self._in_flight = self.tail
         self.tail, self.tail_bytes = [], 0
+        self._held_in_flight, self._held = self._held, 0
         self.wanted_now = self.save_wanted = False
         applied = dict(self.file.applied) if self.file else {}
         for piece in self._in_flight:
@@ -280,7 +284,7 @@ class RunState:
     def published(self, file: FileState, cost: float, now: float) -> None:
         """The publication that was begun has ended well."""
         self.file, self.sealed = file, False
-        self._in_flight = None
+        self._in_flight, self._held_in_flight = None, 0
         self._status_published = file.status
         self.published_at, self.publish_cost = now, cost
         self.dirty_since = now
@@ -292,7 +296,7 @@ class RunState:
         """The publication that was begun has failed: what it had is the tail's beginning again."""
         self._keep([*(self._in_flight or []), *self.tail])
         self.artifacts.images = [*self._images_in_flight, *self.artifacts.images]
-        self._in_flight = None
+        self._in_flight, self._held_in_flight = None, 0
         self.error = error
         self.wanted_now = True  # as it was: who wanted it still does
         self.retry_at = now + RETRY_AFTER_S
@@ -300,6 +304,7 @@ class RunState:
     def _keep(self, tail: list[Piece]) -> None:
         self.tail = tail
         self.tail_bytes = sum(len(piece.payload) for piece in tail)
+        self._held = sum(piece.held_bytes for piece in tail)
 
     def _note_published(self, file: FileState) -> None:
         for member in self.members.values():

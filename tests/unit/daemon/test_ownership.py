@@ -165,6 +165,7 @@ class TestWithLocks:
         def refuse(*_: object) -> int:
             raise PermissionError(errno.EACCES, "no")
 
+        ownership.state_dir(str(root))
         monkeypatch.setattr(ownership.os, "open", refuse)
         with pytest.raises(PermissionError, match=r"daemon\.lock: another user's daemon"):
             RootLock(str(root)).acquire()

@@ -15,7 +15,7 @@ from mle_client.kept import kept_from_plain, kept_to_json
 from mle_client.retention import Portfolio, to_plain
 from mle_daemon.columns import FileState
 from mle_daemon.events import Image, PublishRun
-from mle_daemon.ingest import Stream
+from mle_daemon.ingest import RECORD_BYTES, Stream
 from mle_daemon.runs import CRASHED, FINISHED, RETRY_AFTER_S, RUNNING, RunState, Waiter
 from tests.daemon_rig import ANNA, BERT, STEP, Trainer, make_run
 
@@ -104,9 +104,13 @@ def test_memory_is_counted_until_it_is_published() -> None:
     told.trainer.log(1)
     told.tell()
     size = told.trainer.head
-    assert (told.run.tail_bytes, told.run.held_bytes) == (size, size)
+    held = size + 3 * RECORD_BYTES  # its run, its schema and the tick
+    assert (told.run.tail_bytes, told.run.held_bytes) == (size, held)
     job = told.run.begin_publication()
-    assert (told.run.tail_bytes, told.run.held_bytes) == (0, size)
+    assert (told.run.tail_bytes, told.run.held_bytes) == (0, held)
+    told.run.publication_failed("disk full", 10.0)
+    assert (told.run.tail_bytes, told.run.held_bytes) == (size, held)
+    job = told.run.begin_publication()
     told.run.published(written(job), 0.5, 1.0)
     assert told.run.held_bytes == 0
 
