@@ -330,7 +330,7 @@ class Core:
                 self._out.answer([Waiter(event.client, event.token)], limits.TOO_MANY_STOPS)
                 return
             self._stop_waiters.append(Waiter(event.client, event.token))
-        self._publisher.want_everything()
+        self._publisher.leave()
         for run in self.runs.values():
             self._out.tell(run, lambda producer: m.Leaving())
         if self.degraded:  # nobody sends any more: try whether the journal can be written again

@@ -23,9 +23,13 @@ class Openings:
 
     Args:
         runs: all that are not sealed, the oldest first; only the name of one is ever changed here.
+
+    Attributes:
+        leaving: nobody waits long any more, for everything is to be in log files soon.
     """
 
     def __init__(self, runs: Mapping[m.RunId, RunState]) -> None:
+        self.leaving = False
         self._runs = runs
         self._at: dict[m.RunId, float] = {}
         self._renamed: set[m.RunId] = set()  # opened when the journal has the new name
@@ -85,7 +89,8 @@ class Openings:
         other = self._holder(run)
         if other is None:
             return self._at[run_id]
-        return self._at[run_id] + NAME_WAIT_S if other.status == RUNNING else float("inf")
+        waits_long = other.status != RUNNING and not self.leaving  # until its artifacts are stored
+        return float("inf") if waits_long else self._at[run_id] + NAME_WAIT_S
 
     def _holder(self, run: RunState) -> RunState | None:
         """The run that came before this one and still writes its file."""

@@ -68,6 +68,11 @@ class Publisher:
         for run in self._registry.runs.values():
             run.wanted_now = True
 
+    def leave(self) -> None:
+        """Have everything published at once, whoever waits for what."""
+        self._openings.leaving = True
+        self.want_everything()
+
     # --- due ----------------------------------------------------------------------------------
     def next_due(self) -> float:
         """When the next file is due; infinity if none is."""

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -42,6 +43,11 @@ FOREIGN_SETTINGS = (
 DESCRIPTORS = Path("/proc/self/fd")  # Linux; elsewhere descriptors go unchecked
 # Helpers that multiprocessing starts when first needed and keeps until the interpreter exits.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+# A shell has what it starts in the background ignore Ctrl-C, as would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

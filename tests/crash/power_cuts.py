@@ -35,7 +35,7 @@ import h5py
 from mle_client import MLELogger, layout
 from tests import checker
 from tests.crash import storage
-from tests.crash.kill_session import _read_logs
+from tests.crash.kill_session import read_logs
 from tests.integration import daemons
 
 CUTS_A_ROUND: Final = 4
@@ -260,7 +260,7 @@ def _check(root: Path, cut: Cut, outcome: Outcome) -> None:
 
 
 def _read(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for seed, columns in _read_logs(folder):
+    for seed, columns in read_logs(folder):
         yield seed, {name: each for name, each in columns.items() if name not in ("lost", "state")}
 
 

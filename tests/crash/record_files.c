@@ -54,6 +54,13 @@ static int leads_below(int fd) {
 
 /* The absolute path that a call means. */
 static const char *meant(int at, const char *path, char *out) {
+    static const char pinned[] = "/proc/self/fd/"; /* then a number, and a name in that folder */
+    if (!strncmp(path, pinned, sizeof pinned - 1)) {
+        char *rest;
+        at = strtol(path + sizeof pinned - 1, &rest, 10);
+        if (*rest != '/') return path;
+        path = rest + 1;
+    }
     if (path[0] == '/') return path;
     char base[PATH_MAX];
     if (at == AT_FDCWD ? !getcwd(base, sizeof base) : !path_of(at, base)) base[0] = 0;

@@ -200,6 +200,8 @@ def test_a_folder_that_cannot_be_synced(root: Path, faults: Faults) -> None:
     """What was renamed is there, but not for sure; nothing may count on it."""
     with at_work(root) as trainer:
         with faults.below(root / "exp/logs", SYNCS, errno.EIO):
+            sent = trainer.ask("tell")["sent"]
+            trainer.wait_for(lambda told: told["sent"] > sent)
             assert not trainer.ask("flush", 0.2)["flushed"]
             wait_until_told(root, os.strerror(errno.EIO), str(root / "exp/logs"))
             time.sleep(2.5)  # it is tried again

@@ -707,6 +707,21 @@ def test_past_the_limit_rings_of_the_dead_are_taken_all_the_same() -> None:
     assert rig.core.position(trainer.id) == trainer.head
 
 
+def test_a_stop_has_a_run_published_whose_name_one_has_that_waits_for_its_artifacts() -> None:
+    rig = Rig()
+    first = Trainer("first").log(1)
+    first.save()
+    rig.take(ANNA, first.end().data())
+    rig.settle_files()
+    second = Trainer("second", make_run("second")).log(2)
+    rig.take(BERT, second.data())
+    rig.deliver(e.StopAsked())
+    rig.settle_files()
+    rig.settle_files()
+    assert rig.left is not None
+    assert sorted(file.rows for file in rig.disk.files.values()) == [[1], [2]]
+
+
 # --- status ---------------------------------------------------------------------------------------
 def test_the_report_of_a_run(rig: Rig) -> None:
     trainer = running(rig)

@@ -11,6 +11,7 @@ from mle_client import messages as m
 from mle_daemon import limits
 from mle_daemon.config import DaemonConfig
 from mle_daemon.daemon import Daemon
+from mle_daemon.ownership import RootLock
 from tests.daemon_rig import ANNA
 
 
@@ -29,7 +30,7 @@ class FakeServer:
 @pytest.fixture
 def daemon(root: Path) -> Daemon:
     """One that was never run."""
-    made = Daemon(DaemonConfig(str(root)))
+    made = Daemon(DaemonConfig(str(root)), RootLock(str(root)))
     made._server = FakeServer()  # type: ignore[assignment]
     return made
 

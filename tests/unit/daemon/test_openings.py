@@ -76,6 +76,16 @@ def test_a_run_waits_as_long_as_it_takes_for_one_that_has_ended() -> None:
     assert runs.due(10.0) == [("seed", True)]
 
 
+def test_a_daemon_that_leaves_does_not_wait_as_long() -> None:
+    runs = Runs(("a", "seed"), ("b", "seed"))
+    for member in runs.by_id[make_run("a").run_id].members.values():
+        member.over = True
+    runs.want("b")
+    runs.openings.leaving = True
+    assert runs.due(10.0) == []
+    assert runs.due(10.0 + NAME_WAIT_S) == [("seed_dup2", False)]
+
+
 def test_a_name_that_the_journal_lacks_is_asked_for_again() -> None:
     runs = Runs(("a", "seed"), ("b", "seed"))
     runs.want("b")

@@ -1139,7 +1139,7 @@ def test_a_name_that_could_not_be_synced_counts_only_when_it_was(
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{fd}"):
+        if os.readlink(f"/proc/self/fd/{fd}") == os.path.dirname(log.path):
             raise OSError(errno.EIO, "broken")
         real(fd)
 
