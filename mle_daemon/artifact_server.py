@@ -29,6 +29,7 @@ from mle_daemon import events as e
 from mle_daemon.arrivals import Arrivals, Left
 from mle_daemon.connection_limit import LOOK_AGAIN_S, ConnectionLimit
 from mle_daemon.gate import Gate
+from mle_daemon.socket_file import SocketFile
 from mle_daemon.staging import Staging
 
 # Waiting in memory, of each client; a client of ours sends two chunks ahead of answers.
@@ -91,7 +92,8 @@ class ArtifactServer:
         self._poller.register(self._socket, zmq.POLLIN)
         if self._gate:
             self._poller.register(self._gate.questions, zmq.POLLIN)
-        self._limit = ConnectionLimit(self._socket, self.endpoint)
+        self._file = SocketFile(self.endpoint)
+        self._limit = ConnectionLimit(self._socket, self.endpoint, self._file.bound)
         self._poller.register(self._limit.events, zmq.POLLIN)
         self._thread = threading.Thread(target=self._work, name=_THREAD_NAME, daemon=True)
         self._thread.start()
@@ -151,10 +153,7 @@ class ArtifactServer:
         if self._gate:
             self._gate.close()
         self._context.term()
-        scheme, _, path = self.endpoint.partition("://")
-        if scheme == "ipc":  # ZeroMQ removes only the files whose names it chose
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        self._file.remove()
 
     def _round(self) -> None:
         wait_s = self._arrivals.wait_s()

@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
@@ -43,15 +44,19 @@ class ConnectionLimit:
 
     Args:
         socket: bound to `endpoint`, and to nothing else.
+        on_bound: called when it is bound again.
 
     Attributes:
         events: a socket to be polled: it can be read when connections have come or gone.
         is_open: whether the socket listens.
     """
 
-    def __init__(self, socket: Any, endpoint: str) -> None:
+    def __init__(
+        self, socket: Any, endpoint: str, on_bound: Callable[[], None] = lambda: None
+    ) -> None:
         self._socket = socket
         self._endpoint = endpoint
+        self._on_bound = on_bound
         self.events: Any = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.is_open = True
         self._lines = limits.Sparingly()
@@ -81,6 +86,7 @@ class ConnectionLimit:
             except zmq.ZMQError as error:  # tried again
                 _log.warning("cannot listen at %s again: %s", self._endpoint, error)
                 return
+            self._on_bound()
             self.is_open = True
 
     def close(self) -> None:

@@ -118,6 +118,7 @@ class Daemon:
         self._give_up_at = float("inf")
         self._complete = True  # every log has all there is
         self._has_root = True  # until it is removed, or another daemon's
+        self._is_removed = False  # some of it, as it seemed at the last look
         self._endpoint: Endpoint
         self._journal: Journal
         self._server: Server
@@ -270,7 +271,10 @@ class Daemon:
 
     def _mind_folders(self) -> None:
         """Go on where somebody has removed the journal, our folder, or the whole root."""
-        if not self._has_root or not (self._lock.is_lost or self._journal.is_removed):
+        removed_before = self._is_removed
+        self._is_removed = self._has_root and (self._lock.is_lost or self._journal.is_removed)
+        # Not at once: who is removing the root would find our folder again, and fail.
+        if not (self._is_removed and removed_before):
             return
         if self._lock.is_lost and not self._regain_root():
             return
@@ -538,7 +542,7 @@ class Daemon:
     def _end(self, endpoint: Endpoint) -> int:
         """Leave the root as the next daemon, and the clients, need to find it."""
         complete = self._complete
-        if not self._has_root:
+        if not self._has_root or self._lock.is_lost:  # what lies there is another daemon's
             self._journal.close()
             return 0 if complete else 1
         if complete:

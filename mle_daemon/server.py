@@ -19,6 +19,7 @@ from mle_client.keys import ServerKeys
 from mle_daemon.connection_limit import ConnectionLimit
 from mle_daemon.events import Client
 from mle_daemon.gate import Gate
+from mle_daemon.socket_file import SocketFile
 
 # One round takes what came in meanwhile, so that the journal gets one write for many clients; the
 # bounds keep a round's memory and the time to the next acknowledgement small.
@@ -63,7 +64,8 @@ class Server:
         self._poller.register(self._socket, zmq.POLLIN)
         if self._gate:
             self._poller.register(self._gate.questions, zmq.POLLIN)
-        self._limit = ConnectionLimit(self._socket, self.endpoint)
+        self._file = SocketFile(self.endpoint)
+        self._limit = ConnectionLimit(self._socket, self.endpoint, self._file.bound)
         self._poller.register(self._limit.events, zmq.POLLIN)
 
     def wake(self) -> None:
@@ -117,10 +119,7 @@ class Server:
         if self._gate:
             self._gate.close()
         self._context.term()
-        scheme, _, path = self.endpoint.partition("://")
-        if scheme == "ipc":  # ZeroMQ removes only the files whose names it chose
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        self._file.remove()
         os.close(self._wake_read)
         os.close(self._wake_write)
 

@@ -894,4 +894,25 @@ PROTECTIONS: Final = (
         "",
         "tests/integration/test_dropped_loggers.py::test_what_a_dropped_logger_has_saved_is_stored",
     ),
+    Protection(
+        "a daemon that leaves leaves the next one's socket",
+        "mle_daemon/socket_file.py",
+        "        if found is not None and self._found is not None and os.path.samestat(found, self._found):",
+        "        if found is not None:",
+        "tests/unit/daemon/test_socket_file.py",
+    ),
+    Protection(
+        "a run is published at a stop, whoever has its name",
+        "mle_daemon/publisher.py",
+        "        self._openings.leaving = True\n",
+        "",
+        "tests/unit/daemon/test_core.py -k whose_name_one_has",
+    ),
+    Protection(
+        "what decoded ticks take counts for the bound of memory",
+        "mle_daemon/ingest.py",
+        "        return len(self.payload) + RECORD_BYTES * len(self.records)",
+        "        return len(self.payload)",
+        "tests/unit/daemon/test_runs.py -k memory_is_counted",
+    ),
 )
