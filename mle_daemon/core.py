@@ -92,8 +92,8 @@ class Core:
                 self._publisher.not_opened(run_id, error, final, now)
             case e.Published():
                 self._publisher.published(event, now)
-            case e.PublishFailed(run_id, error, reopen):
-                self._publisher.publish_failed(run_id, error, reopen, now)
+            case e.PublishFailed():
+                self._publisher.publish_failed(event, now)
             case e.Sealed(run_id, file, error):
                 self._publisher.sealed(run_id, file, error)
             case e.Problem(run_id, text):

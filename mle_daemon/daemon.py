@@ -55,6 +55,9 @@ _SILENT_AFTER_S: Final = 35.0
 # What a stop may take before the rest is left to the journal: service managers kill after 90 s.
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
+# After our folder was removed.  Who removes a root, and perhaps uses it anew, is through by then, and
+# would fail if our folder came back meanwhile; and a daemon that nobody needs has left.
+_REMOVED_S: Final = 6.0
 _STALLED_S: Final = 1.0  # of a sync; a busy disk takes some tenths
 _LINE_CHARS: Final = 4_096  # of the log; what clients send may be in it
 # A ring that was refused, for it is damaged or there are too many runs, is read again then.
@@ -118,7 +121,7 @@ class Daemon:
         self._give_up_at = float("inf")
         self._complete = True  # every log has all there is
         self._has_root = True  # until it is removed, or another daemon's
-        self._is_removed = False  # some of it, as it seemed at the last look
+        self._removed_at = float("inf")  # when some of it was first missing
         self._endpoint: Endpoint
         self._journal: Journal
         self._server: Server
@@ -250,7 +253,7 @@ class Daemon:
         if now >= self._next_scan:
             self._next_scan = now + self._config.scan_interval_s
             self._scan_rings(now)
-            self._mind_folders()
+            self._mind_folders(now)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_EVERY_S
             with contextlib.suppress(OSError):  # somebody removed the folder; the log says so
@@ -269,13 +272,15 @@ class Daemon:
                 _LOG.error("leaving although not everything is published; the journal has the rest")
                 self._leave = e.Leave(asked=True)
 
-    def _mind_folders(self) -> None:
+    def _mind_folders(self, now: float) -> None:
         """Go on where somebody has removed the journal, our folder, or the whole root."""
-        removed_before = self._is_removed
-        self._is_removed = self._has_root and (self._lock.is_lost or self._journal.is_removed)
-        # Not at once: who is removing the root would find our folder again, and fail.
-        if not (self._is_removed and removed_before):
+        if not self._has_root or not (self._lock.is_lost or self._journal.is_removed):
+            self._removed_at = float("inf")
             return
+        self._removed_at = min(self._removed_at, now)
+        if now - self._removed_at < _REMOVED_S:
+            return
+        self._removed_at = float("inf")
         if self._lock.is_lost and not self._regain_root():
             return
         _LOG.warning("files of the daemon were removed; what they had is published at once")

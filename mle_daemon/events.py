@@ -94,11 +94,13 @@ class PublishFailed:
     Args:
         reopen: the published file is not what it was: somebody removed or changed it, or it has
             the new ticks, and only its name is not on disk for sure.
+        removed: it is not there any more.
     """
 
     run_id: m.RunId
     error: str
     reopen: bool = False
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,14 +213,17 @@ class Publisher:
                 stream = self._registry.streams[producer]
                 self._out.acknowledge(member.client, stream, member.published)
 
-    def publish_failed(self, run_id: m.RunId, error: str, reopen: bool, now: float) -> None:
-        """A publication has failed.  Args: as of `events.PublishFailed`."""
-        run = self._registry.runs[run_id]
-        self._failed(run, error)
-        run.publication_failed(error, now)
-        if reopen:
+    def publish_failed(self, event: e.PublishFailed, now: float) -> None:
+        """A publication has failed."""
+        run = self._registry.runs[event.run_id]
+        self._failed(run, event.error)
+        run.publication_failed(event.error, now)
+        if event.removed and run.may_go_without_log:
+            self._out.log("info", f"{run.path} was removed, and there is nothing new for it")
+            run.go_without_log()
+        elif event.reopen:
             run.opened = False
-            self._openings.want(run_id, now)
+            self._openings.want(event.run_id, now)
 
     def sealed(self, run_id: m.RunId, file: FileState, error: str) -> None:
         """A run's file is sealed, or keeps the form it has.  Args: as of `events.Sealed`."""

@@ -301,6 +301,17 @@ class RunState:
         self.wanted_now = True  # as it was: who wanted it still does
         self.retry_at = now + RETRY_AFTER_S
 
+    @property
+    def may_go_without_log(self) -> bool:
+        """Whether a log that somebody has removed would be made again for the run's end alone."""
+        return self.status != RUNNING and not any(piece.ticks or piece.lost for piece in self.tail)
+
+    def go_without_log(self) -> None:
+        """Leave the log removed: it would have nothing in it."""
+        self._keep([])
+        self.file, self.error = None, ""
+        self._settle()
+
     def _keep(self, tail: list[Piece]) -> None:
         self.tail = tail
         self.tail_bytes = sum(len(piece.payload) for piece in tail)

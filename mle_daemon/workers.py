@@ -87,7 +87,8 @@ class Writer:
             file, problems = self._store.publish(job, tboard)
         except Exception as error:
             gone = isinstance(error, LogDamaged | LogNotFound | NotSynced)
-            return e.PublishFailed(job.run.run_id, _say(error), reopen=gone)
+            removed = isinstance(error, LogNotFound)
+            return e.PublishFailed(job.run.run_id, _say(error), reopen=gone, removed=removed)
         return e.Published(job.run.run_id, file, time.monotonic() - started, problems)
 
 

@@ -729,7 +729,7 @@ PROTECTIONS: Final = (
     Protection(
         "folders that are removed are made anew",
         "mle_daemon/daemon.py",
-        "            self._mind_folders()\n",
+        "            self._mind_folders(now)\n",
         "",
         "tests/crash/test_storage_faults.py -k root_is_removed",
     ),
@@ -914,5 +914,12 @@ PROTECTIONS: Final = (
         "        return len(self.payload) + RECORD_BYTES * len(self.records)",
         "        return len(self.payload)",
         "tests/unit/daemon/test_runs.py -k memory_is_counted",
+    ),
+    Protection(
+        "a removed log is not made again for its run's end",
+        "mle_daemon/publisher.py",
+        "        if event.removed and run.may_go_without_log:",
+        "        if False:",
+        "tests/unit/daemon/test_core.py -k not_made_again",
     ),
 )

@@ -494,6 +494,22 @@ def test_a_log_that_somebody_removed_is_begun_anew(rig: Rig) -> None:
     assert rig.rows(trainer) == [3]
 
 
+def test_a_log_that_somebody_removed_is_not_made_again_for_the_run_s_end_alone(rig: Rig) -> None:
+    trainer = running(rig)
+    rig.disk.files.clear()
+    seen = trainer.head
+    rig.take(ANNA, trainer.end().data(seen))
+    (job,) = rig.jobs
+    rig.jobs.clear()
+    rig.deliver(e.PublishFailed(job.run.run_id, "it is gone", reopen=True, removed=True))
+    rig.settle()
+    assert rig.disk.files == {}
+    assert rig.core.idle
+    rig.start()
+    rig.settle()
+    assert (rig.disk.files, rig.core.idle) == ({}, True)
+
+
 # --- waits ----------------------------------------------------------------------------------------
 def test_a_flush_publishes_at_once_and_is_answered_when_the_file_has_it(rig: Rig) -> None:
     trainer = Trainer().log(1)
