@@ -55,8 +55,8 @@ _SILENT_AFTER_S: Final = 35.0
 # What a stop may take before the rest is left to the journal: service managers kill after 90 s.
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
-# After our folder was removed.  Who removes a root, and perhaps uses it anew, is through by then; it
-# would fail if our folder came back meanwhile.  And a daemon that nobody needs has left.
+# After our folder was removed.  Who removes a root, and perhaps uses it anew, is through by then;
+# that would fail if our folder came back meanwhile.  And a daemon that nobody needs has left.
 _REMOVED_S: Final = 6.0
 _STALLED_S: Final = 1.0  # of a sync; a busy disk takes some tenths
 _LINE_CHARS: Final = 4_096  # of the log; what clients send may be in it
