@@ -74,6 +74,7 @@ def main(root: str, trace: str) -> None:
         daemons.start(Path(root))
     daemons.wait_for(lambda: os.path.exists(f"{root}/{EXPERIMENT}/logs/log.hdf5"))
     log_run(f"{root}/{OTHER}", 3, trace, ends=False)
+    daemons.kill_all(Path(root))  # the recording is over, and others are about to use the root
     os._exit(0)
 
 

@@ -74,6 +74,23 @@ def kill_the_next(root: Path, killed: set[int]) -> int:
     return int(endpoint.pid)
 
 
+def kill_all(root: Path) -> None:
+    """SIGKILL the daemons of a root, those too that somebody is just starting."""
+    while found := [process for process in psutil.process_iter() if _is_of(process, str(root))]:
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(10)
+
+
+def _is_of(process: psutil.Process, root: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return is_alive and "mle_daemon" in words and root in words
+    return False
+
+
 def environment() -> dict[str, str]:
     """An environment in which scripts of the tests find the packages."""
     return discovery.python_environment()

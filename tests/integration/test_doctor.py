@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mle_client import MLELogger, load_log
-from mle_client.endpoint import is_running, read_endpoint
 from tests.integration import daemons
 
 TRAINS = """
@@ -50,11 +49,7 @@ def test_what_killed_processes_left_is_told_and_recovered_once(root: Path) -> No
         env=daemons.environment(), check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
-    endpoint = read_endpoint(str(root))
-    assert endpoint is not None
-    if is_running(endpoint):  # the trainer has started another one
-        os.kill(endpoint.pid, signal.SIGKILL)
-        daemons.wait_for(lambda: not is_running(endpoint))
+    daemons.kill_all(root)  # the trainer may have begun to start another one
 
     code, report = doctor(root)
     assert code == 7
