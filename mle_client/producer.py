@@ -210,7 +210,7 @@ class Producer:
         return [n for g, n in keys if g == "time"], [n for g, n in keys if g == "stats"]
 
     def catch_up(self) -> int:
-        """Write what was set aside, and tell the ring how far the ticks go.
+        """Write what was set aside, and tell the ring how far the ticks go, and of lost ones.
 
         For the sender between its rounds, and for whoever waits for what was logged so far.
 
@@ -219,6 +219,7 @@ class Producer:
         """
         if not self._closed:
             self._write_set_aside()
+            self._maybe_tell_gap()
             self._tell_ring()
             self.ring.prepare()
             if self._tally is not None and self._counting.acquire(blocking=False):
@@ -481,6 +482,18 @@ class Producer:
         """Let the writers of a schema take the next ticks; None for the general way."""
         self._acquire()
         self._give(schema)
+
+    def _maybe_tell_gap(self) -> None:
+        """Tell of lost ticks as soon as there is room, whether or not another tick comes."""
+        if not self._gap or self._is_nested():
+            return
+        self._acquire()
+        expected = self._home.schema
+        try:
+            with contextlib.suppress(RingFull):  # tried again at the next look
+                self._put_gap()
+        finally:
+            self._give(expected)
 
     def _put_gap(self, *, is_last: bool = False) -> None:
         """Tell of the ticks that were lost meanwhile.  Args: is_last: as of `Ring.roll`."""

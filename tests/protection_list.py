@@ -922,4 +922,11 @@ PROTECTIONS: Final = (
         "        if False:",
         "tests/unit/daemon/test_core.py -k not_made_again",
     ),
+    Protection(
+        "a gap is told though no tick comes",
+        "mle_client/producer.py",
+        "            self._maybe_tell_gap()\n",
+        "",
+        "tests/unit/client/test_producer.py -k though_no_tick_comes",
+    ),
 )

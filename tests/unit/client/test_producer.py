@@ -350,6 +350,17 @@ def test_no_tick_comes_before_the_gap_that_is_before_it(tmp_path: Path) -> None:
     stage.ring.delete()
 
 
+def test_a_gap_is_told_when_there_is_room_though_no_tick_comes(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    stage.fill(left=1_000)
+    stage.update({}, {"text": "x" * 2_000})
+    for _ in range(2):  # once
+        stage.producer.catch_up()
+        assert [each.ticks for each in stage.records() if isinstance(each, m.Gap)] == [1]
+    assert stage.producer.lost == 1
+    stage.ring.delete()
+
+
 def test_who_is_told_of_a_loss_may_end_the_stream(tmp_path: Path) -> None:
     stage = Stage(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
     stage.producer._on_lost = lambda reason: stage.lost.append(f"{stage.producer.close()} {reason}")
