@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mle_client import artifact_wire as aw
+from mle_client import descriptors
 from mle_client.errors import ProtocolError
 from mle_client.keys import ClientKeys
 
@@ -32,10 +33,14 @@ class ArtifactSocket:
 
         Args:
             keys: for the connection; None where the daemon wants none.
+
+        Raises:
+            OSError: this process has too few descriptors left.
         """
         import zmq
 
         self.disconnect()
+        descriptors.require()
         if self._context is None:
             self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)

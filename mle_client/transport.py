@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mle_client import addresses, discovery, wire
+from mle_client import addresses, descriptors, discovery, wire
 from mle_client import messages as m
 from mle_client.discovery import Target
 from mle_client.endpoint import (
@@ -341,6 +341,7 @@ class Transport:
         known = endpoint is not None
         advertised = endpoint.options.get("keys") if endpoint is not None else None
         keys = keys_for(address, known=known, advertised=advertised)
+        descriptors.require()
         if self._context is None:
             self._context = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
