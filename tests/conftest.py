@@ -51,7 +51,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("leak_grace_s", "seconds that a test's processes have to be gone", default="2")
+    parser.addini("leak_grace_s", "seconds that a test's processes have to be gone", default="10")
 
 
 @pytest.fixture
