@@ -30,7 +30,7 @@ from mle_client import messages as m
 from mle_client import ticks, wire
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
-from mle_client.ring import HEADER_BYTES, Ring, RingFull, Segment
+from mle_client.ring import HEADER_BYTES, Ring, RingFull, Segment, gap_record
 from mle_client.tally import Latest, Tally
 
 Update = Callable[..., None]
@@ -451,6 +451,7 @@ class Producer:
             if drop:
                 self.lost += 1
                 self._gap += 1
+                self.ring.note_lost(self._gap)
             raise
         finally:
             self._give(expected)
@@ -498,9 +499,9 @@ class Producer:
     def _put_gap(self, *, is_last: bool = False) -> None:
         """Tell of the ticks that were lost meanwhile.  Args: is_last: as of `Ring.roll`."""
         if self._gap:
-            gap = m.Gap(self._gap, "no room to buffer ticks")
-            self._put(wire.encode_record(gap), is_last=is_last)
+            self._put(gap_record(self._gap), is_last=is_last)
             self._gap = 0
+            self.ring.note_lost(0)
 
     def _put(self, record: bytes, *, is_last: bool = False) -> None:
         """Write a record behind the others and commit it.  Args: is_last: as of `Ring.roll`."""

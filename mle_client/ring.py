@@ -31,12 +31,13 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mle_client import files, runtime, wire
-from mle_client.messages import MAX_FRAME_BYTES, ProducerId
+from mle_client.messages import MAX_COUNT, MAX_FRAME_BYTES, Gap, ProducerId
 
 MAGIC: Final = b"MLERING1"
 HEADER_BYTES: Final = 64
@@ -44,6 +45,11 @@ BASE_WORD: Final = 1  # index of the stream position among the words of the head
 OWNER_FILE: Final = "owner"
 FULL_FILE: Final = "full"  # is there while ticks are dropped, and says why
 _OWNER_BYTES: Final = 64 * 1024  # ours have a few hundred
+_LOST_BYTES: Final = 64  # of the owner file's second line: two numbers, and blanks
+# How long a segment that another thread is making is waited for, which takes milliseconds.  Not for
+# ever: it may be this very thread that makes one, below a signal handler.
+_MAKING_S: Final = 0.1
+_NO_ROOM_FOR_TICKS: Final = "no room to buffer ticks"
 UNFINISHED: Final = ".new-"  # begins the name of a folder whose owner file is not locked yet
 
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
@@ -180,7 +186,10 @@ class Ring:
         self._spill_bytes = spill_bytes
         self._files = 0
         self._told = False  # that there is no room
-        self._owner_fd = self._claim(identity, fall_back)
+        self._making = threading.Lock()  # of segments: what they take must not pass the bounds
+        owner = json.dumps(identity).encode() + b"\n"
+        self._lost_offset = len(owner)
+        self._owner_fd = self._claim(owner, fall_back)
         self._spares: list[Segment] = []
         self.segments: list[Segment] = []  # oldest first; the last one is written to
         try:
@@ -222,14 +231,7 @@ class Ring:
         """
         needed = record_bytes + HEADER_BYTES
         base = self.head
-        if self._spares and self._spares[-1].size >= needed:
-            segment = self._spares.pop()
-        else:
-            try:
-                segment = self._new_segment(max(SEGMENT_BYTES, needed), bounded=not is_last)
-            except RingFull as error:
-                self._tell(str(error))
-                raise
+        segment = self._spare(needed) or self._make(needed, bounded=not is_last)
         self._tell("")
         segment.restart(base)
         full = self.active
@@ -238,11 +240,48 @@ class Ring:
             full.unmap()
         return segment
 
+    def _spare(self, needed: int) -> Segment | None:
+        """A segment that is ready, with room for so many bytes."""
+        if self._spares and self._spares[-1].size >= needed:
+            with contextlib.suppress(IndexError):  # another thread may have been faster
+                return self._spares.pop()
+        return None
+
+    def _make(self, needed: int, *, bounded: bool) -> Segment:
+        """A new segment, or the one that another thread was just making."""
+        is_alone = self._making.acquire(timeout=_MAKING_S)
+        try:
+            size = max(SEGMENT_BYTES, needed)
+            return self._spare(needed) or self._new_segment(size, bounded=bounded)
+        except RingFull as error:
+            self._tell(str(error))
+            raise
+        finally:
+            if is_alone:
+                self._making.release()
+
     def prepare(self) -> None:
         """Have a spare segment ready, so that the next `roll` need not make one."""
-        if not self._spares and 2 * self.active.end > self.active.size:
-            with contextlib.suppress(RingFull):
-                self._spares.append(self._new_segment(SEGMENT_BYTES))
+        if self._spares or 2 * self.active.end <= self.active.size:
+            return
+        if self._making.acquire(blocking=False):
+            try:
+                with contextlib.suppress(RingFull):
+                    self._spares.append(self._new_segment(SEGMENT_BYTES))
+            finally:
+                self._making.release()
+
+    def note_lost(self, count: int) -> None:
+        """Write down how many ticks were lost of which the stream does not tell yet.
+
+        For whoever reads the ring when its process is gone (`read_remains`).  A kill finds the old
+        line or the new one: it is one system call.
+        """
+        active = self.active
+        line = json.dumps([count, active.end_position]).encode().ljust(_LOST_BYTES - 1) + b"\n"
+        if self._owner_fd >= 0:
+            with contextlib.suppress(OSError):  # counted here all the same
+                os.pwrite(self._owner_fd, line, self._lost_offset)
 
     def pending(self, position: int) -> Iterator[tuple[int, memoryview]]:
         """The committed records from a position on: (position, bytes) for each segment.
@@ -325,16 +364,16 @@ class Ring:
             else:
                 os.unlink(path)
 
-    def _claim(self, identity: dict[str, Any], fall_back: Callable[[], str] | None) -> int:
+    def _claim(self, owner: bytes, fall_back: Callable[[], str] | None) -> int:
         """Claim the directory or, where there is no room, the one to fall back to."""
         try:
             try:
-                return _claim_directory(self.directory, identity)
+                return _claim_directory(self.directory, owner)
             except OSError as error:
                 if fall_back is None or error.errno not in _NO_ROOM:
                     raise
                 self.directory = fall_back()
-                return _claim_directory(self.directory, identity)
+                return _claim_directory(self.directory, owner)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise self._no_room() from error
@@ -343,7 +382,7 @@ class Ring:
     def _no_room(self) -> OSError:
         return OSError(
             errno.ENOSPC,
-            f"no room to buffer ticks, neither in this folder nor in {self._spill_directory!r}: "
+            f"{_NO_ROOM_FOR_TICKS}, neither in this folder nor in {self._spill_directory!r}: "
             "free some space, or set MLE_RUNTIME_DIR to a folder of yours on this machine that "
             "has some",
             self.directory,
@@ -382,7 +421,7 @@ def has_room(directory: str, size: int) -> bool:
     return free - size >= min(total * MEMORY_FREE_SHARE, MEMORY_FREE_BYTES)
 
 
-def _claim_directory(directory: str, identity: dict[str, Any]) -> int:
+def _claim_directory(directory: str, owner: bytes) -> int:
     """Make the directory with a locked owner file in it; the lock is ours before anyone sees it.
 
     The lock is a POSIX one: a forked child does not hold it, and it ends with the process.
@@ -393,7 +432,7 @@ def _claim_directory(directory: str, identity: dict[str, Any]) -> int:
         path = os.path.join(making, OWNER_FILE)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps(identity).encode())
+            os.write(fd, owner)
             _lock(fd)
             os.rename(making, directory)
         except OSError:
@@ -445,7 +484,7 @@ def _lock(fd: int) -> bool:
 def _has_ended(identity: bytes) -> bool:
     """Whether an owner, as it named itself, was a process of this machine that is gone."""
     try:
-        owner = json.loads(identity)
+        owner = json.loads(identity.partition(b"\n")[0])
         process = owner["pid"], owner["started"], owner["boot_id"]
         return runtime.sees_processes_of(owner["host"], owner["boot_id"]) and not (
             runtime.is_running(*process)
@@ -467,7 +506,7 @@ class Remains:
 def read_remains(
     *directories: str, on_odd: Callable[[str], None] = lambda text: None
 ) -> list[Remains]:
-    """The committed records of a ring, in stream order.
+    """The committed records of a ring, in stream order, and the gap that ends them, if one does.
 
     A file that is no whole segment was never written to and is passed over.
 
@@ -488,7 +527,44 @@ def read_remains(
                     on_odd(f"{error.filename} is passed over: {error.strerror}")
                 else:
                     found += [remains] if remains is not None else []
-    return sorted(found, key=lambda remains: remains.base)
+    found.sort(key=lambda remains: remains.base)
+    if found:
+        found[-1] = _with_gap(found, *_lost(directories))
+    return found
+
+
+def gap_record(count: int) -> bytes:
+    """The record that tells of so many lost ticks."""
+    return wire.encode_record(Gap(count, _NO_ROOM_FOR_TICKS))
+
+
+def _lost(directories: Sequence[str]) -> tuple[int, int]:
+    """What `Ring.note_lost` wrote last: lost ticks, and the position behind which they belong."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            fd = files.open_left(os.path.join(directory, OWNER_FILE))
+            try:
+                _, _, line = os.pread(fd, _OWNER_BYTES, 0).partition(b"\n")
+            finally:
+                os.close(fd)
+            with contextlib.suppress(ValueError):
+                match json.loads(line or b"[]"):
+                    case [int(count), int(position)] if 0 < count <= MAX_COUNT and position >= 0:
+                        return count, position
+    return 0, 0
+
+
+def _with_gap(found: Sequence[Remains], count: int, position: int) -> Remains:
+    """The last records of a ring, with what its process could not tell any more.
+
+    Args:
+        found: all of them.
+        count: of lost ticks; 0 for none.
+        position: no tick was put behind it before the stream told of them.
+    """
+    record, last = gap_record(count) if count else b"", found[-1]
+    behind = b"".join(each.payload[max(0, position - each.base) :] for each in found)
+    return last if record in behind else replace(last, payload=last.payload + record)
 
 
 def _read_segment(path: str) -> Remains | None:

@@ -936,4 +936,25 @@ PROTECTIONS: Final = (
         "    if False:",
         "tests/unit/client/test_descriptors.py",
     ),
+    Protection(
+        "a killed trainer's count of dropped ticks is kept",
+        "mle_client/producer.py",
+        "                self.ring.note_lost(self._gap)\n",
+        "",
+        "tests/crash/test_backpressure.py -k leaves_their_count",
+    ),
+    Protection(
+        "a gap that was told is not told again",
+        "mle_client/ring.py",
+        "    return last if record in behind else replace(last, payload=last.payload + record)",
+        "    return replace(last, payload=last.payload + record)",
+        "tests/unit/client/test_ring.py -k told_again",
+    ),
+    Protection(
+        "one segment is made at a time",
+        "mle_client/ring.py",
+        "        is_alone = self._making.acquire(timeout=_MAKING_S)\n",
+        "        is_alone = False\n",
+        "tests/unit/client/test_ring.py -k do_not_pass_the_bounds",
+    ),
 )

@@ -6,13 +6,18 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgpack
 import pytest
 
+from mle_client import messages as m
 from mle_client import ring as rings
 from mle_client import runtime, wire
 from mle_client.messages import ProducerId
@@ -228,6 +233,95 @@ def test_a_killed_process_leaves_its_committed_records(tmp_path: Path) -> None:
     assert {part.producer for part in remains} == {PRODUCER}
 
 
+def left(folder: Path) -> list[m.Gap]:
+    """The gaps in what is read of a ring."""
+    remains = rings.read_remains(str(folder / "ring"), str(folder / "spill"))
+    stream = b"".join(part.payload for part in remains)
+    return [each for each in wire.StreamDecoder().decode(stream) if isinstance(each, m.Gap)]
+
+
+def test_lost_ticks_of_which_the_stream_does_not_tell_end_what_is_read(tmp_path: Path) -> None:
+    ring = make(tmp_path)
+    append(ring, wire.encode_record(m.End()))
+    assert left(tmp_path) == []
+    for count in (1, 2, 30):
+        ring.note_lost(count)
+    (gap,) = left(tmp_path)
+    assert gap.ticks == 30
+    ring.delete()
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_gap_that_was_told_is_not_told_again(tmp_path: Path, noted: bool) -> None:
+    """Be it that the process was killed before it noted that."""
+    ring = make(tmp_path)
+    append(ring, wire.encode_record(m.End()))
+    ring.note_lost(2)
+    append(ring, rings.gap_record(2))
+    if noted:
+        ring.note_lost(0)
+    assert [gap.ticks for gap in left(tmp_path)] == [2]
+    ring.note_lost(2)  # as many again
+    assert [gap.ticks for gap in left(tmp_path)] == [2, 2]
+    ring.delete()
+
+
+@pytest.mark.parametrize("line", [b"", b"x", b"[1]", b"[-1, 0]", b"[1, -1]", b"[true, 0.5]", b"{}"])
+def test_an_odd_count_of_lost_ticks_is_none(tmp_path: Path, line: bytes) -> None:
+    ring = make(tmp_path)
+    append(ring, wire.encode_record(m.End()))
+    with open(tmp_path / "ring" / "owner", "ab") as owner:
+        owner.write(line)
+    assert left(tmp_path) == []
+    ring.delete()
+
+
+def append(ring: Ring, record: bytes) -> None:
+    at = ring.active.end
+    ring.active.buffer[at : at + len(record) + 1] = record + b"\xc0"
+    ring.reached(at + len(record))
+
+
+def test_two_threads_that_need_a_segment_do_not_pass_the_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender prepares one while `update` needs one: there is room for one more."""
+    ring = make(tmp_path, memory_bytes=0, spill_bytes=2 * SEGMENT_BYTES)
+    ring.reached(SEGMENT_BYTES - 1)
+    making, go_on, real = threading.Event(), threading.Event(), rings._create_segment
+
+    def create(*arguments: Any) -> Any:
+        making.set()
+        assert go_on.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(rings, "_create_segment", create)
+    monkeypatch.setattr(rings, "_MAKING_S", 10.0)
+    with ThreadPoolExecutor(2) as threads:
+        prepared = threads.submit(ring.prepare)
+        assert making.wait(10)
+        rolled = threads.submit(ring.roll, 100)
+        time.sleep(0.05)  # it waits by now, or looks for room
+        go_on.set()
+        prepared.result()
+        rolled.result()  # takes what was prepared
+    assert ring.held_bytes == 2 * SEGMENT_BYTES
+    ring.delete()
+
+
+def test_a_segment_that_is_being_made_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler above `prepare` could wait for ever."""
+    ring = make(tmp_path)
+    monkeypatch.setattr(rings, "_MAKING_S", 0.01)
+    with ring._making:
+        ring.roll(100)
+        ring.prepare()
+    assert len(ring.segments) == 2
+    ring.delete()
+
+
 def test_what_is_no_segment_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "1.seg").write_bytes(b"")
     (tmp_path / "2.seg").write_bytes(b"x" * 100)
@@ -306,7 +400,7 @@ def make_in_full_memory(folder: Path) -> Ring:
 def test_in_full_shared_memory_the_ring_is_on_disk(tmp_path: Path, full: set[Path]) -> None:
     ring = make_in_full_memory(tmp_path)
     assert ring.directory == str(tmp_path / "disk" / "ring")
-    assert (tmp_path / "disk" / "ring" / "owner").read_text() == '{"pid": 1}'
+    assert (tmp_path / "disk" / "ring" / "owner").read_text() == '{"pid": 1}\n'
     record = put(ring, b"kept")
     ring.let_go()
     lock = rings.take_over(ring.directory)
