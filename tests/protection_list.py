@@ -708,8 +708,8 @@ PROTECTIONS: Final = (
     Protection(
         "a ring that is full says so",
         "mle_client/ring.py",
-        "                self._tell(str(error))\n                raise",
-        "                raise",
+        "            self._tell(str(error))\n            raise",
+        "            raise",
         "tests/unit/client/test_ring.py -k full_ring",
     ),
     Protection(
@@ -750,7 +750,7 @@ PROTECTIONS: Final = (
     Protection(
         "a tick that has waited in vain is counted",
         "mle_client/producer.py",
-        "                self.lost += 1\n                self._gap += 1\n            raise",
+        "                self.lost += 1\n                self._gap += 1\n                self.ring.note_lost(self._gap)\n            raise",
         "            raise",
         "tests/unit/client/test_producer.py::test_a_tick_that_has_waited_in_vain_is_counted",
     ),
