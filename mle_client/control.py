@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from mle_client import addresses, discovery, wire
+from mle_client import addresses, descriptors, discovery, wire
 from mle_client import messages as m
 from mle_client.endpoint import (
     READY,
@@ -66,6 +66,10 @@ def ask(
     """
     import zmq
 
+    try:
+        descriptors.require()
+    except OSError as error:
+        raise DaemonUnavailable(address, error.strerror or str(error)) from error
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     handshake = None
 

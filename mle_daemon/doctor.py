@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Final
 
 from mle_client import control, layout, reader, runtime
+from mle_client.discovery import has_leftovers
 from mle_client.endpoint import READY, Endpoint, is_alive, is_here, read_endpoint
 from mle_client.errors import DaemonUnavailable, LogDamaged, LogNotFound, MLEError
 from mle_client.runlog import RunLog
-from mle_daemon import probes
+from mle_daemon import ownership, probes
 from mle_daemon.findings import DAMAGED, NOTE, WAITING, Examined, Finding
 from mle_daemon.journal_reader import Segment, read_segments
 from mle_daemon.status_text import size_text
@@ -26,6 +27,7 @@ from mle_daemon.status_text import size_text
 _LITTLE_ROOM_BYTES: Final = 512 * 2**20
 _LITTLE_MEMORY_BYTES: Final = 64 * 2**20
 _ANSWER_S: Final = 5.0  # for the daemon
+_META_LOG: Final = "meta_log.hdf5"
 _RECOVER: Final = "mle-daemon recover --root {root}"
 
 
@@ -56,6 +58,7 @@ class Doctor:
         self._rings()
         self._logs()
         self._leftovers()
+        self._roots_below()
 
     def _find(self, kind: str, about: str, path: str, what: str, advice: str = "") -> None:
         self.found.append(Finding(kind, about, path, what, advice))
@@ -78,6 +81,10 @@ class Doctor:
             if not os.access(path, os.W_OK | os.X_OK):
                 advice = "a daemon must write there: give it to the user who runs the trainers"
                 self._find(WAITING, "permissions", path, "this user cannot write to it", advice)
+        with suppress(OSError):  # there is none, or it cannot be looked into, which was told
+            if why := ownership.why_not_ours(state):
+                what, _, advice = why.partition(": ")
+                self._find(WAITING, "permissions", state, what, advice)
         try:
             runtime.socket_dir()
         except OSError as error:
@@ -197,14 +204,21 @@ class Doctor:
             self.examined = replace(self.examined, logs=self.examined.logs + 1)
 
     def _run(self, path: str, seed: str, run: RunLog) -> None:
-        runs, ticks = self.examined.runs + 1, self.examined.ticks + run.ticks
-        self.examined = replace(self.examined, runs=runs, ticks=ticks)
+        if os.path.basename(path) != _META_LOG:  # what that has is in others, too
+            runs, ticks = self.examined.runs + 1, self.examined.ticks + run.ticks
+            self.examined = replace(self.examined, runs=runs, ticks=ticks)
         if run.lost:
             what = f"{run.lost} updates of {seed} are missing: there was no room to keep them"
             self._find(NOTE, "log", path, what)
         if run.state == "running" and not self._is_served:
             what = f"{seed} was not ended: its trainer or its daemon was killed"
             self._find(WAITING, "log", path, what, self._recover)
+
+    def _roots_below(self) -> None:
+        """Experiments whose logger has started a daemon of its own."""
+        for folder in left_roots(self._root):
+            what = "its own daemon was killed, or a trainer, and left something to be brought in"
+            self._find(WAITING, "root", folder, what, _RECOVER.format(root=folder))
 
     def _leftovers(self) -> None:
         replaced = layout.state_path(self._root, layout.REPLACED_DIR)
@@ -215,13 +229,29 @@ class Doctor:
             self._find(NOTE, "leftover", replaced, what, "remove those that you do not miss")
 
 
+def left_roots(root: str) -> list[str]:
+    """Folders below a root in which daemons of their own have left something."""
+    found = []
+    for folder, folders, _ in os.walk(root):
+        if folder != root and layout.STATE_DIR in folders:
+            endpoint = read_endpoint(folder)
+            is_served = endpoint is not None and is_alive(endpoint)
+            was_killed = endpoint is not None and endpoint.state == READY
+            if not is_served and (was_killed or has_leftovers(folder)):
+                found.append(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return found
+
+
 def _log_files(root: str) -> Iterator[str]:
     """Every log of a root and of the experiments below it."""
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         in_logs = os.path.basename(folder) == "logs"
+        # A folder in a log's place is told as what cannot be read.
+        names += [name for name in folders if in_logs and name.endswith(".hdf5")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name == "meta_log.hdf5" or (in_logs and name.endswith(".hdf5") and name[0] != "."):
+            if name == _META_LOG or (in_logs and name.endswith(".hdf5") and name[0] != "."):
                 yield os.path.join(folder, name)
 
 

@@ -13,7 +13,7 @@ from mle_client import control, discovery
 from mle_client.endpoint import READY, is_alive, read_endpoint
 from mle_daemon import findings, launch
 from mle_daemon.config import DaemonConfig, checked_merge
-from mle_daemon.doctor import Doctor
+from mle_daemon.doctor import Doctor, left_roots
 
 Say = Callable[[object], None]
 
@@ -41,6 +41,9 @@ def examine(root: str, *, as_json: bool) -> int:
 def recover(root: str, timeout: float, *, as_json: bool, say: Say) -> int:
     """Bring what earlier daemons and trainers left into the logs, then look at the root.
 
+    Experiments below it whose loggers had started daemons of their own are roots of their own, and
+    are recovered as well.
+
     Args:
         root: an existing folder.
         timeout: seconds that it may take.
@@ -58,10 +61,17 @@ def recover(root: str, timeout: float, *, as_json: bool, say: Say) -> int:
     if endpoint is not None and is_alive(endpoint):
         say(f"process {endpoint.pid} serves {root}, and takes in what is left by itself")
     elif discovery.has_leftovers(root) or (endpoint is not None and endpoint.state == READY):
-        launch.ensure_running(_as_before(root))
-        problem = control.stop(root, timeout)
-        say(problem or f"what was left under {root} is in the logs")
+        _recover_one(root, timeout, say)
+    for folder in left_roots(root):
+        _recover_one(folder, timeout, say)
     return examine(root, as_json=as_json)
+
+
+def _recover_one(root: str, timeout: float, say: Say) -> None:
+    """Have a daemon of a root take in what is left, and leave."""
+    launch.ensure_running(_as_before(root))
+    problem = control.stop(root, timeout)
+    say(problem or f"what was left under {root} is in the logs")
 
 
 def _as_before(root: str) -> DaemonConfig:

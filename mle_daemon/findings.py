@@ -26,7 +26,7 @@ class Finding:
     Args:
         kind: NOTE, WAITING or DAMAGED.
         about: what was looked at: "disk", "permissions", "daemon", "journal", "ring", "spill",
-            "log", "merge" or "leftover".
+            "log", "merge", "leftover" or "root", of one below.
         path: of the file or folder.
         what: was found.
         advice: what to do; "" where nothing need be done.
@@ -44,7 +44,8 @@ class Examined:
     """How much was looked at, so that "nothing found" says something.
 
     Args:
-        logs, runs, ticks: of all log files.
+        logs: files.
+        runs, ticks: of all but meta logs.
         segments: of the journal.
         rings: of processes, alive or not.
     """

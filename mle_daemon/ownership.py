@@ -195,22 +195,36 @@ def state_dir(root: str) -> str:
     return path
 
 
-def _check_ours(path: str) -> None:
-    """Raise unless a folder and all in it are this user's; let no other write to it."""
-    folder = os.stat(path)
-    found = [(path, folder.st_uid), (path, os.lstat(path).st_uid)]
+def why_not_ours(path: str) -> str:
+    """Why our folder under a root is not used: it, or something in it, is another user's.
+
+    Args:
+        path: of the folder, which is there.
+
+    Returns:
+        What is whose, and what to do; "" where all is this user's.
+    """
+    found = [(path, os.stat(path).st_uid), (path, os.lstat(path).st_uid)]
     with os.scandir(path) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # unfinished, and renamed meanwhile
                 found.append((entry.path, entry.stat(follow_symlinks=False).st_uid))
     for name, owner in found:
         if owner != os.geteuid():
-            raise PermissionError(
+            return (
                 f"{name} belongs to user {owner}: one user's daemon serves a folder; have that one "
                 "log there, log to another folder, or remove it if nobody needs it"
             )
-    if folder.st_mode & 0o022:
-        os.chmod(path, stat.S_IMODE(folder.st_mode) & ~0o022)
+    return ""
+
+
+def _check_ours(path: str) -> None:
+    """Raise unless a folder and all in it are this user's; let no other write to it."""
+    if why := why_not_ours(path):
+        raise PermissionError(why)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o022:
+        os.chmod(path, mode & ~0o022)
 
 
 def _open_lock(path: str) -> int:

@@ -582,7 +582,7 @@ PROTECTIONS: Final = (
     Protection(
         "no other user may write to `.mle`",
         "mle_daemon/ownership.py",
-        "        os.chmod(path, stat.S_IMODE(folder.st_mode) & ~0o022)",
+        "        os.chmod(path, mode & ~0o022)",
         "        pass",
         "tests/unit/daemon/test_ownership.py -k no_other_user",
     ),
@@ -751,7 +751,7 @@ PROTECTIONS: Final = (
         "a tick that has waited in vain is counted",
         "mle_client/producer.py",
         "                self.lost += 1\n                self._gap += 1\n                self.ring.note_lost(self._gap)\n            raise",
-        "            raise",
+        "                pass\n            raise",
         "tests/unit/client/test_producer.py::test_a_tick_that_has_waited_in_vain_is_counted",
     ),
     Protection(
@@ -956,5 +956,19 @@ PROTECTIONS: Final = (
         "        is_alone = self._making.acquire(timeout=_MAKING_S)\n",
         "        is_alone = False\n",
         "tests/unit/client/test_ring.py -k do_not_pass_the_bounds",
+    ),
+    Protection(
+        "what is left below a root is found",
+        "mle_daemon/doctor_verb.py",
+        "    for folder in left_roots(root):\n        _recover_one(folder, timeout, say)\n",
+        "",
+        "tests/integration/test_doctor.py -k from_above",
+    ),
+    Protection(
+        "a `.mle` of another user is told",
+        "mle_daemon/doctor.py",
+        "            if why := ownership.why_not_ours(state):",
+        "            if why := '':",
+        "tests/unit/daemon/test_doctor.py -k another_users",
     ),
 )

@@ -72,6 +72,30 @@ def test_what_killed_processes_left_is_told_and_recovered_once(root: Path) -> No
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_what_the_daemon_of_an_experiment_left_is_told_and_recovered_from_above(
+    root: Path,
+) -> None:
+    """A logger starts a daemon for its own folder where nobody has started one above."""
+    (root / "exp").mkdir()
+    with daemons.running(root / "exp") as daemon:
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINS, str(root / "exp"), str(daemon["pid"])],
+            env=daemons.environment(), check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL
+        daemons.kill_all(root / "exp")
+        code, report = doctor(root)
+        assert (code, report["findings"][0]["about"]) == (7, "root")
+        assert report["findings"][0]["advice"] == f"mle-daemon recover --root {root}/exp"
+        done = daemons.mle_daemon("recover", "--root", str(root))
+        assert (done.returncode, done.stderr) == (
+            0,
+            f"mle-daemon: what was left under {root}/exp is in the logs\n",
+        )
+        assert load_log(str(root / "exp")).seed_1.time.step.tolist() == list(range(6000))
+        daemons.start(root / "exp")  # to be stopped
+
+
 def test_a_stopped_daemon_is_told_from_a_killed_one(root: Path) -> None:
     said = daemons.start(root)
     os.kill(said["pid"], signal.SIGSTOP)

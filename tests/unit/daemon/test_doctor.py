@@ -16,6 +16,7 @@ import pytest
 from mle_client import layout, reader, runtime
 from mle_client.endpoint import Endpoint, write_endpoint
 from mle_client.errors import LogNotFound
+from mle_client.merge import merge_config_logs
 from mle_client.messages import ProducerId
 from mle_client.ring import Ring
 from mle_daemon.doctor import Doctor
@@ -38,13 +39,40 @@ def found(root: Path) -> Found:
     return examine
 
 
+def killed_daemon(root: Path) -> Endpoint:
+    return Endpoint(
+        pid=2**22 + 1, started="1", boot_id=runtime.boot_id(), host=runtime.host(),
+        uid=os.geteuid(), endpoint="ipc:///x", root=str(root), version="1", daemon_id="a",
+    )  # fmt: skip
+
+
 def test_nothing_is_found_where_nothing_is_wrong(root: Path, found: Found) -> None:
     write_log(root / "exp", "seed_1", [1.0, 2.0])
     write_log(root / "deeper" / "exp", "seed_1", [1.0])
+    merge_config_logs(root, ["exp"])  # what is in it was counted
     assert found() == {}
     doctor = Doctor(str(root))
     doctor.examine()
-    assert (doctor.examined.logs, doctor.examined.runs, doctor.examined.ticks) == (2, 2, 3)
+    assert (doctor.examined.logs, doctor.examined.runs, doctor.examined.ticks) == (3, 2, 3)
+
+
+# --- roots below ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("left", ["journal", "killed", "nothing"])
+def test_what_the_daemon_of_an_experiment_has_left_is_told(
+    root: Path, found: Found, left: str
+) -> None:
+    below = root / "deeper" / "exp"
+    journal = below / ".mle" / "journal"
+    journal.mkdir(parents=True)
+    if left == "journal":
+        (journal / "00000001.mlej").touch()
+    if left == "killed":
+        write_endpoint(killed_daemon(below))
+    expected = {"root": ("waiting", "its own daemon was killed, or a trainer, and left something")}
+    told = {
+        about: (kind, what[: len(expected["root"][1])]) for about, (kind, what) in found().items()
+    }
+    assert told == ({} if left == "nothing" else expected)
 
 
 # --- disk and permissions -------------------------------------------------------------------------
@@ -61,6 +89,14 @@ def test_a_root_that_cannot_be_written_to_is_told(
     assert found() == {"permissions": ("waiting", "this user cannot write to it")}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: run the tests as root")
+def test_a_folder_of_ours_that_is_another_users_is_told(root: Path, found: Found) -> None:
+    (root / ".mle").mkdir()
+    os.chown(root / ".mle", 61001, -1)
+    kind, what = found()["permissions"]
+    assert (kind, what) == ("waiting", f"{root}/.mle belongs to user 61001")
+
+
 def test_a_runtime_folder_of_others_is_told(
     found: Found, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,10 +111,7 @@ def test_a_daemon_that_was_killed_is_told_and_one_that_left_is_not(
     root: Path, found: Found
 ) -> None:
     (root / layout.STATE_DIR).mkdir()
-    endpoint = Endpoint(
-        pid=2**22 + 1, started="1", boot_id=runtime.boot_id(), host=runtime.host(),
-        uid=os.geteuid(), endpoint="ipc:///x", root=str(root), version="1", daemon_id="a",
-    )  # fmt: skip
+    endpoint = killed_daemon(root)
     write_endpoint(endpoint)
     assert found() == {"daemon": ("waiting", f"the daemon (process {2**22 + 1}) was killed")}
     write_endpoint(endpoint.stopped())
@@ -188,6 +221,12 @@ def test_a_damaged_log_is_named(root: Path, name: str) -> None:
     (finding,) = doctor.found
     assert (finding.kind, finding.path) == ("damaged", str(root / name))
     assert doctor.examined.logs == 1
+
+
+def test_a_folder_in_the_place_of_a_log_is_told(root: Path, found: Found) -> None:
+    (root / "exp" / "logs" / "log_seed_1.hdf5").mkdir(parents=True)
+    kind, what = found()["log"]
+    assert (kind, what) == ("damaged", "it is a folder, or a device: move it away")
 
 
 def test_a_log_whose_values_cannot_be_read_is_damaged(root: Path, found: Found) -> None:
