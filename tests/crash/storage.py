@@ -135,20 +135,6 @@ class Faults:
         assert self.hits > before, "no call was hit: the library does not see them"
 
 
-def compile_library(folder: Path) -> str:
-    """The library that makes faults; skips where no compiler is."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the library that makes faults is for Linux")
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("this needs a C compiler: install gcc")
-    path = folder / "storage_faults.so"
-    source = Path(__file__).with_name("storage_faults.c")
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(path), str(source), "-ldl"]
-    subprocess.run(command, check=True)
-    return str(path)
-
-
 def name_of(code: int) -> str:
     """An error's name, as in ENOSPC."""
     return errno.errorcode[code]

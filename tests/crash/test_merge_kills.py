@@ -23,6 +23,7 @@ import pytest
 from mle_client import discovery
 from mle_client.errors import MergeFailed
 from mle_client.merge import merge_group
+from tests.crash import shims
 from tests.crash.merge_kills import SCENARIOS
 from tests.seed_logs import everything, leftovers, losses, write_log
 
@@ -43,13 +44,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The library that counts calls."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    path = tmp_path_factory.mktemp("shim") / "kill_at_call.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(path)]
-    subprocess.run([*command, str(HERE / "kill_at_call.c"), "-ldl"], check=True)
-    return str(path)
+    return shims.build("kill_at_call", tmp_path_factory.mktemp("shim"))
 
 
 Ask = Callable[..., Any]

@@ -33,6 +33,7 @@ from mle_daemon import daemon
 from mle_daemon.config import OFF, DaemonConfig
 from tests import checker
 from tests.crash import recorded_work as work
+from tests.crash import shims
 from tests.crash.kill_session import read_logs
 from tests.crash.recorded_disk import CHANCE, PROCESSES, WORST, Change, Disk, read_trace
 
@@ -89,12 +90,7 @@ class Recording:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
     """A session, recorded."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler: install gcc")
-    shim = tmp_path_factory.mktemp("shim") / "record_files.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(shim)]
-    subprocess.run([*command, str(HERE / "record_files.c"), "-ldl", "-lpthread"], check=True)
+    shim = shims.build("record_files", tmp_path_factory.mktemp("shim"))
     with tempfile.TemporaryDirectory(prefix="mle-disk-", dir=MEMORY) as folder:
         root, trace = Path(folder, "root"), Path(folder, "trace")
         root.mkdir()
@@ -102,7 +98,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         Path(folder, "run").mkdir(mode=0o700)
         environment = {
             **discovery.python_environment(),
-            "LD_PRELOAD": str(shim),
+            "LD_PRELOAD": shim,
             "MLE_RECORD_BELOW": str(root),
             "MLE_RECORD_TO": str(trace),
             "MLE_RUNTIME_DIR": f"{folder}/run",
