@@ -342,7 +342,7 @@ class MLELogger:
             return self._report.spilled == self._report.unstored == 0
         if channel is None:
             return True
-        return self._transport.flush(channel, channel.producer.catch_up(), timeout)
+        return self._transport.flush(channel, channel.producer.catch_up, timeout)
 
     def close(self, timeout: float = EXIT_TIMEOUT_S) -> Report:
         """End the run and wait until its log file is complete.
@@ -369,12 +369,13 @@ class MLELogger:
         if self._end is None:  # else an earlier call was interrupted
             self._saver.finish(timeout / 2)
             self._end = channel.producer.close()
+        end = self._end
         left = max(0.0, deadline - time.monotonic())
-        flushed = self._transport.flush(channel, self._end, left)
+        flushed = self._transport.flush(channel, lambda: end, left)
         if flushed and not channel.producer.has_ended:  # the disk was full; now there is room
-            self._end = channel.producer.end()
+            self._end = end = channel.producer.end()
             left = max(0.0, deadline - time.monotonic())
-            flushed = self._transport.flush(channel, self._end, left)
+            flushed = self._transport.flush(channel, lambda: end, left)
         return self._settle(channel, flushed)
 
     def _settle(self, channel: Channel, flushed: bool) -> Report:

@@ -246,7 +246,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Asks for everything before `position` to be synced and published; answered by `Done`."""
+    """Asks for all before `position` to be synced, published and stored; answered by `Done`."""
 
     token: int
     producer: ProducerId

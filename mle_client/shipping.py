@@ -138,6 +138,11 @@ class Shipper:
         with self._changed:
             return len(self._parcels(producer))
 
+    def numbers(self, producer: ProducerId) -> frozenset[int]:
+        """Which of a producer's artifacts are not stored."""
+        with self._changed:
+            return frozenset(parcel.shipment.number for parcel in self._parcels(producer))
+
     def pending_bytes(self, producer: ProducerId) -> int:
         """Bytes of a producer's artifacts that are not stored."""
         with self._changed:
@@ -195,9 +200,9 @@ class Shipper:
         """An artifact is on disk under its names."""
         self._end(producer, number, None)
 
-    def rejected(self, producer: ProducerId, number: int, reason: str) -> None:
-        """An artifact will never be stored."""
-        self._end(producer, number, RunRefused(reason))
+    def rejected(self, producer: ProducerId, number: int, reason: str) -> bool:
+        """An artifact will never be stored.  Returns: whether that is news."""
+        return self._end(producer, number, RunRefused(reason))
 
     def forget(self) -> None:
         """In a forked child: the thread is the parent's, and its socket must not be touched."""
@@ -211,12 +216,14 @@ class Shipper:
     def _parcels(self, producer: ProducerId) -> list[Parcel]:
         return self._lanes[producer].parcels if producer in self._lanes else []
 
-    def _end(self, producer: ProducerId, number: int, error: MLEError | None) -> None:
+    def _end(self, producer: ProducerId, number: int, error: MLEError | None) -> bool:
         with self._changed:
             lane = self._lanes.get(producer)
             parcel = lane.find(number) if lane else None
-        if lane is not None and parcel is not None:
-            self._finish(lane, parcel, error)
+        if lane is None or parcel is None:
+            return False
+        self._finish(lane, parcel, error)
+        return True
 
     def _drop(self, lane: Lane, parcel: Parcel) -> None:
         with self._changed:

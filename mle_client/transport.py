@@ -108,11 +108,16 @@ class Channel:
 
 @dataclass(eq=False, slots=True)
 class _Wait:
-    """A flush that user code waits for."""
+    """A flush that user code waits for.
+
+    Args:
+        artifacts: whose records lie before the position, and that were not stored when it began.
+    """
 
     token: int
     channel: Channel
     position: int
+    artifacts: frozenset[int]
     over: threading.Event = field(default_factory=threading.Event)
     sent: bool = False
     error: str | None = None
@@ -207,19 +212,22 @@ class Transport:
         """Ask for publication soon.  Cheap: the next round tells the daemon."""
         channel.save_wanted = True
 
-    def flush(self, channel: Channel, position: int, timeout: float) -> bool:
-        """Wait until everything before a position is synced and in the log file.
+    def flush(self, channel: Channel, head: Callable[[], int], timeout: float) -> bool:
+        """Wait until everything so far is synced and in the log file, and every artifact stored.
 
         Args:
+            head: tells where the stream ends.
             timeout: seconds.
 
         Returns:
             Whether it is.
         """
+        artifacts = self.shipper.numbers(channel.id)  # first: their records lie before the head
+        position = head()
         with self._lock:
             if channel.id not in self._channels:
                 return channel.session.published >= position
-            wait = _Wait(next(self._tokens), channel, position)
+            wait = _Wait(next(self._tokens), channel, position, artifacts)
             self._waits[wait.token] = wait
         self._retry_at = min(self._retry_at, time.monotonic())
         self.wake()
@@ -431,8 +439,8 @@ class Transport:
                     channel.renamed = seed_id
             case m.Stored(producer, number, error):
                 if error:
-                    self.shipper.rejected(producer, number, error)
-                    if channel := self._channels.get(producer):
+                    is_news = self.shipper.rejected(producer, number, error)
+                    if (channel := self._channels.get(producer)) and is_news:
                         channel.refused_artifacts += 1
                 else:
                     self.shipper.stored(producer, number)
@@ -474,6 +482,9 @@ class Transport:
             return
         if error:
             wait.channel.on_error(MLEError(error))
+        else:
+            for number in wait.artifacts:  # the word of it was lost with a connection
+                self.shipper.stored(wait.channel.id, number)
         wait.error = error
         wait.over.set()
 

@@ -23,6 +23,7 @@ Find: TypeAlias = Callable[[m.ProducerId], RunState | None]
 _EARLY_KEPT: Final = 1_000
 # Lost, with the reason: for producers that were taken for gone and come back.
 _LOST_KEPT: Final = 1_000
+_LOST_BEFORE: Final = "it was lost before the daemon was started again, whose log says why"
 
 
 class ArtifactFlow:
@@ -120,6 +121,13 @@ class ArtifactFlow:
             yield e.DiscardArtifact(*key)
             yield from self._note({key: error})
 
+    def lost_of(self, client: e.Client, producer: m.ProducerId) -> Iterator[e.Instruction]:
+        """What a producer has lost, once more: who hears then that a flush is over knows the rest
+        to be stored, though the word of that was lost with a connection."""
+        for (owner, number), error in self._lost_for.items():
+            if owner == producer:
+                yield e.Send(client, m.Stored(producer, number, error))
+
     # --- the journal ------------------------------------------------------------------------------
     def _note(self, settled: dict[Key, str]) -> Iterator[e.Instruction]:
         self._noted |= settled
@@ -131,11 +139,14 @@ class ArtifactFlow:
         noted, self._noted = self._noted, {}
         for key, error in noted.items():
             if error:
-                self._lost_for[key] = error
+                self._keep_lost(key, error)
             if run := self._find(key[0]):
                 if not error:
                     run.artifacts.stored(key)
                 yield from _tell(run, key, error)
+
+    def _keep_lost(self, key: Key, error: str) -> None:
+        self._lost_for[key] = error
         while len(self._lost_for) > _LOST_KEPT:
             self._lost_for.popitem(last=False)
 
@@ -150,6 +161,7 @@ class ArtifactFlow:
             if run := self._find(key[0]):
                 run.artifacts.stored(key)
         for key in lost:
+            self._keep_lost(key, _LOST_BEFORE)
             if run := self._find(key[0]):
                 run.artifacts.lose(key)
 

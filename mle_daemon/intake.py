@@ -100,7 +100,9 @@ class Intake:
         """Let a client wait until its stream is in the log file."""
         producer, token = flush.producer, flush.token
         run = self._registry.run_of(producer)
+        self._out.extend(self._artifacts.lost_of(client, producer))
         if run is not None and producer in run.members:
+            self._join(run, producer, client)  # whoever has a new connection and no news
             if len(run.waiters) >= limits.MAX_FLUSHES:
                 self._out.send(client, m.Done(token, limits.TOO_MANY_FLUSHES))
                 return

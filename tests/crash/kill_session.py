@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -112,6 +113,8 @@ def _start_life(folder: Path, seed: int, rng: random.Random) -> Life:
         try:
             _live(str(folder), seed, ticks, pause_s, notes)
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return Life(folder, seed, pid, notes)

@@ -16,46 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
-from mle_client import control, discovery, runtime, wire
+from mle_client import control, discovery, runtime
 from mle_client import messages as m
 from mle_client.endpoint import Endpoint, read_endpoint, write_endpoint
 from mle_client.errors import DaemonSilent, DaemonUnavailable, ProtocolError, VersionMismatch
+from tests.fake_daemon import FakeDaemon, Script
 
-Script = Callable[[m.Message], list[Any]]
 WELCOME = m.Welcome(m.PROTOCOL_VERSION, "d", "/r", 1, "")
-
-
-class FakeDaemon:
-    """A ROUTER that answers by a script, and remembers what it was asked."""
-
-    def __init__(self, address: str, script: Script) -> None:
-        self.asked: list[m.Message] = []
-        self._script = script
-        self._over = threading.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(address,))
-        self._thread.start()
-        assert self._ready.wait(5)
-
-    def _serve(self, address: str) -> None:
-        with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-            socket.linger = 0
-            socket.bind(address)
-            self._ready.set()
-            while not self._over.is_set():
-                if not socket.poll(5):
-                    continue
-                client, *frames = socket.recv_multipart()
-                self.asked.append(wire.decode(frames))
-                for answer in self._script(self.asked[-1]):
-                    encoded = [answer] if isinstance(answer, bytes) else wire.encode(answer)
-                    socket.send_multipart([client, *encoded])
-
-    def close(self) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def polite(message: m.Message) -> list[Any]:

@@ -200,6 +200,17 @@ def test_a_client_that_came_back_is_told(rig: Rig) -> None:
     assert stored(rig.answers(BERT)) == [(number, "")]
 
 
+def test_a_client_that_only_asks_on_its_new_connection_is_told(rig: Rig) -> None:
+    trainer = Trainer().log(1)
+    number = trainer.save()
+    taken(rig, trainer)
+    rig.arrive(trainer, number)
+    rig.take(BERT, m.Flush(7, trainer.id, trainer.head))
+    rig.settle()
+    told = [reply for reply in rig.answers(BERT) if not isinstance(reply, m.Ack)]
+    assert told == [m.Stored(trainer.id, number, ""), m.Done(7, "")]
+
+
 # --- failures -------------------------------------------------------------------------------------
 def test_what_cannot_be_stored_now_is_told_once_and_tried_again(rig: Rig) -> None:
     trainer = Trainer().log(1)
@@ -332,6 +343,30 @@ def test_a_client_that_was_only_silent_is_told_that_what_it_saved_is_lost(rig: R
     rig.arrive(trainer, number)  # too late
     assert stored(rig.answers(BERT)) == [(number, why)]
     assert rig.discarded == [(trainer.id, number)]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_client_that_flushes_hears_first_what_is_lost(
+    rig: Rig, ended: bool, restart: bool
+) -> None:
+    trainer = Trainer().log(1)
+    number = trainer.save(name="extra/a.pkl")
+    if ended:
+        trainer.end()
+    taken(rig, trainer)
+    rig.deliver(e.NotArrived(trainer.id, number, "no", final=True))
+    rig.settle()
+    if restart:
+        rig.start()
+        rig.settle()
+    rig.take(BERT, m.Flush(7, trainer.id, trainer.head))
+    rig.settle()
+    lost, done = rig.answers(BERT)
+    assert isinstance(lost, m.Stored)
+    assert (lost.producer, lost.number) == (trainer.id, number)
+    assert lost.error
+    assert done == m.Done(7, "")
 
 
 def test_a_lost_checkpoint_that_nobody_misses_is_no_news(rig: Rig) -> None:
