@@ -30,6 +30,8 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
+from benchmarks import pictures
+
 RESULTS: Final = Path(__file__).parent / "results"
 PACKAGES: Final = ("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack")
 
@@ -63,12 +65,35 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Figures to look at; `pictures` draws them.
+
+    Args:
+        name: of the file, without its ending.
+        title: what is shown, in a line.
+        label: of the axis of values, with their unit.
+        series: {name: its values}, one for each of `at`; NaN where there is none.
+        at: what the values belong to: numbers, which make lines, or names, which make bars.
+        at_label: of the axis of numbers, with their unit.
+        log: whether the values' axis is logarithmic; that of numbers is where they span decades.
+    """
+
+    name: str
+    title: str
+    label: str
+    series: Mapping[str, tuple[float, ...]]
+    at: tuple[float, ...] | tuple[str, ...]
+    at_label: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What a benchmark found.
 
     Args:
         name: of the benchmark.
-        tables, goals: for people.
+        tables, goals, pictures: for people.
         figures: every single measurement, for programs.
     """
 
@@ -76,6 +101,7 @@ class Result:
     tables: tuple[Table, ...]
     goals: tuple[Goal, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
 
 # --- timing ---------------------------------------------------------------------------------------
@@ -219,7 +245,10 @@ def _own_s() -> float:
 
 # --- reporting ------------------------------------------------------------------------------------
 def save(result: Result, size: str, circumstances: Mapping[str, float]) -> Path:
-    """Write a result, and where it was measured, to a file of its own.  Returns: its path."""
+    """Write a result, and where it was measured, to a file of its own.  Returns: its path.
+
+    The pictures lie beside it, called as the result and each of them.
+    """
     now = datetime.datetime.now(datetime.UTC)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{result.name}-{now:%Y%m%dT%H%M%S}.json"
@@ -231,6 +260,8 @@ def save(result: Result, size: str, circumstances: Mapping[str, float]) -> Path:
         "result": asdict(result),
     }
     path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    for picture in result.pictures:
+        pictures.draw(picture, path.with_name(f"{path.stem}-{picture.name}.png"))
     return path
 
 
