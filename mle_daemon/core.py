@@ -226,7 +226,7 @@ class Core:
 
     def wanted_artifacts(self, producer: m.ProducerId) -> frozenset[int]:
         """Numbers of a producer's artifacts that are announced and whose bytes are not here."""
-        run = self._registry.run_of(producer)
+        run = self._registry.run_with(producer)
         return run.artifacts.wanted(producer) if run else frozenset()
 
     def is_settled(self, producer: m.ProducerId) -> bool:
@@ -300,6 +300,8 @@ class Core:
     def _rings_seen(self, rings: frozenset[m.ProducerId]) -> None:
         """Forget the streams and the clients that will not be heard of again."""
         self._registry.rings_seen(rings)
+        # Once a second it costs little, and whatever was overlooked goes on.
+        self._registry.agenda.touch(*self.runs)
         clients = {member.client for run in self.runs.values() for member in run.members.values()}
         self._heard = {client: at for client, at in self._heard.items() if client in clients}
 

@@ -174,7 +174,7 @@ class Intake:
             isinstance(record, m.Run) for record in piece.records[1:]
         ):
             raise ProtocolError("a stream begins with its run, and holds no other")
-        run = self._registry.run_of(stream.producer)
+        run = self._registry.run_with(stream.producer)
         member = run.members[stream.producer] if run else None
         if member is not None and member.over and not member.crashed:
             raise ProtocolError("a stream goes on behind its end")
@@ -187,7 +187,7 @@ class Intake:
     def _check_room(self, piece: Piece) -> None:
         """Refuse what is more than a daemon can have.  What its journal has, it has."""
         first = piece.records[0]
-        registry, run = self._registry, self._registry.run_of(piece.producer)
+        registry, run = self._registry, self._registry.run_with(piece.producer)
         if isinstance(first, m.Run):
             run = registry.runs.get(first.run_id)
             if run is None and len(registry.runs) + len(self.staged) >= limits.MAX_RUNS:

@@ -44,7 +44,7 @@ class Segments:
         numbers = sorted(self._ends)
         count = 0
         for index, number in enumerate(numbers[:-1]):
-            if not all(is_published(p, end) for p, end in self._ends[number].items()):
+            if not _is_through(self._ends[number], is_published):
                 break
             if numbers[index + 1] in self._bases:
                 count = index + 1
@@ -52,3 +52,15 @@ class Segments:
             del self._ends[number]
         self._bases.difference_update(numbers[:count])
         return tuple(numbers[:count])
+
+
+def _is_through(
+    ends: dict[m.ProducerId, int], is_published: Callable[[m.ProducerId, int], bool]
+) -> bool:
+    """Whether all of a segment is published; what is needs not be asked again, and goes."""
+    while ends:
+        producer, end = next(iter(ends.items()))
+        if not is_published(producer, end):
+            return False
+        del ends[producer]
+    return True

@@ -41,7 +41,12 @@ class Openings:
 
     def next_at(self) -> float:
         """When the next run is to be looked at; infinity if none waits for time to pass."""
-        return min((self._opening_at(run) for run in self._waiting()), default=float("inf"))
+        if not self._at:
+            return float("inf")
+        writers = self._writers()
+        return min(
+            (self._opening_at(run, writers) for run in self._waiting()), default=float("inf")
+        )
 
     def due(self, now: float) -> list[tuple[RunState, bool]]:
         """Look at the runs whose time has come.
@@ -51,16 +56,20 @@ class Openings:
             that no other run has; the journal is to be told, and then `journaled` or
             `journal_failed`.
         """
+        if not self._at:
+            return []
         self._at = {run.run.run_id: self._at[run.run.run_id] for run in self._waiting()}
         due = []
+        writers = self._writers()
         for run in list(self._waiting()):
-            if self._opening_at(run) > now:
+            if self._opening_at(run, writers) > now:
                 continue
-            is_free = self._holder(run) is None
+            is_free = writers[run.path] is run
             if is_free:
                 del self._at[run.run.run_id]
             else:
                 self._rename(run)
+                writers = self._writers()
             due.append((run, is_free))
         return due
 
@@ -81,25 +90,23 @@ class Openings:
     def _waiting(self) -> Iterable[RunState]:
         return (self._runs[run_id] for run_id in self._at if run_id in self._runs)
 
-    def _opening_at(self, run: RunState) -> float:
+    def _opening_at(self, run: RunState, writers: Mapping[str, RunState]) -> float:
         """When to open a run; infinity where it waits for something to happen."""
         run_id = run.run.run_id
         if run_id in self._renamed:
             return float("inf")
-        other = self._holder(run)
-        if other is None:
+        other = writers[run.path]
+        if other is run:
             return self._at[run_id]
         waits_long = other.status != RUNNING and not self.leaving  # until its artifacts are stored
         return float("inf") if waits_long else self._at[run_id] + NAME_WAIT_S
 
-    def _holder(self, run: RunState) -> RunState | None:
-        """The run that came before this one and still writes its file."""
-        for other in self._runs.values():
-            if other is run:
-                return None
-            if other.path == run.path:
-                return other
-        return None
+    def _writers(self) -> dict[str, RunState]:
+        """Of each path the run that writes its file: the one that came first."""
+        writers: dict[str, RunState] = {}
+        for run in self._runs.values():
+            writers.setdefault(run.path, run)
+        return writers
 
 
 def _free_name(run: m.Run, taken: set[str]) -> tuple[str, str]:

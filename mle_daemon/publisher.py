@@ -12,6 +12,7 @@ from mle_client import layout
 from mle_client import messages as m
 from mle_daemon import events as e
 from mle_daemon import limits, state
+from mle_daemon.agenda import NEVER
 from mle_daemon.artifact_flow import ArtifactFlow
 from mle_daemon.columns import FileState
 from mle_daemon.config import DaemonConfig
@@ -23,6 +24,9 @@ from mle_daemon.schedule import publish_at
 from mle_daemon.waiters import Waiters
 
 RETRY_OPEN_S: Final = 2.0
+# Publications that nobody waits for, handed over at a time: one that is written, and the next.
+# What somebody waits for comes behind these, and not behind those of a thousand runs.
+_ROUTINE_AT_ONCE: Final = 2
 
 
 class Publisher:
@@ -50,7 +54,11 @@ class Publisher:
         self._artifacts = artifacts
         self._out = outbox
         self._waiters = Waiters()
+        self._agenda = registry.agenda
         self._through: set[m.RunId] = set()  # forgotten when the journal says so
+        self._looked_at: list[m.RunId] = []  # in this round
+        self._routine: dict[m.RunId, None] = {}  # due, while nobody waits for them
+        self._under_way: set[m.RunId] = set()  # of those
 
     # --- asked --------------------------------------------------------------------------------
     def want(self, waiter: Waiter, path: str) -> None:
@@ -59,12 +67,14 @@ class Publisher:
         for run_id, run in self._registry.runs.items():
             if _is_under(run, path):
                 wanted[run_id] = self._registry.positions(run)
+                self._agenda.touch(run_id)
                 run.wanted_now = run.wanted_now or run.dirty
         if not self._waiters.add(waiter, wanted):
             self._out.answer([waiter], limits.TOO_MANY_READERS)
 
     def want_everything(self) -> None:
         """Have every run published at once."""
+        self._agenda.touch(*self._registry.runs)
         for run in self._registry.runs.values():
             run.wanted_now = True
 
@@ -76,33 +86,61 @@ class Publisher:
     # --- due ----------------------------------------------------------------------------------
     def next_due(self) -> float:
         """When the next file is due; infinity if none is."""
-        times = [
-            publish_at(run.due(), self._config)
-            for run in self._registry.runs.values()
-            if _is_at_rest(run) and run.dirty
-        ]
-        times += [r.artifacts.next_retry() for r in self._registry.runs.values() if r.opened]
-        return min([*times, self._openings.next_at()], default=float("inf"))
+        return min(self._agenda.next_at(), self._openings.next_at())
 
     def begin_due(self, now: float) -> None:
         """Have done what is due."""
         self._open_due(now)
+        runs = self._registry.runs
+        self._looked_at = [run_id for run_id in self._agenda.take(now) if run_id in runs]
+        for run_id in self._looked_at:
+            self._registry.reckon(runs[run_id])
         if self._registry.held_bytes >= self._config.tail_limit_bytes:
             self._make_room()
-        for run_id, run in list(self._registry.runs.items()):
-            if run.opened:
-                self._out.extend(self._artifacts.due(run, now))
-            if not _is_at_rest(run):
-                continue
-            if run.dirty:
-                if publish_at(run.due(), self._config) <= now:
-                    self._out.add(run.begin_publication())
-            elif run.complete:
-                self._finish(run_id, run, now)
+        for run_id in self._looked_at:
+            run = runs[run_id]
+            self._begin_due_of(run_id, run, now)
+            self._agenda.put_off(run_id, self._due_at(run_id, run))
+        while self._routine and len(self._under_way) < _ROUTINE_AT_ONCE:
+            self._begin_routine()
+
+    def _begin_due_of(self, run_id: m.RunId, run: RunState, now: float) -> None:
+        if run.opened:
+            self._out.extend(self._artifacts.due(run, now))
+        if not _is_at_rest(run):
+            return
+        due = run.due()
+        is_due = run.dirty and publish_at(due, self._config) <= now
+        if is_due and not due.wanted_now:
+            self._routine.setdefault(run_id)  # its turn does not change when more comes
+            return
+        self._routine.pop(run_id, None)
+        if is_due:
+            self._out.add(run.begin_publication())
+        elif run.complete:
+            self._finish(run_id, run, now)
+
+    def _begin_routine(self) -> None:
+        """Publish the run that has been due for longest while nobody waits for it."""
+        run_id = next(iter(self._routine))
+        del self._routine[run_id]
+        run = self._registry.runs.get(run_id)
+        if run is None or not (_is_at_rest(run) and run.dirty):
+            return
+        self._under_way.add(run_id)
+        self._out.add(run.begin_publication())
+
+    def _due_at(self, run_id: m.RunId, run: RunState) -> float:
+        """When a run is to be looked at again though nothing happens to it."""
+        if not run.opened:
+            return NEVER
+        is_dirty = _is_at_rest(run) and run.dirty and run_id not in self._routine
+        publication_at = publish_at(run.due(), self._config) if is_dirty else NEVER
+        return min(publication_at, run.artifacts.next_retry())
 
     def answer_waiters(self) -> None:
-        """Tell those whose wait is over."""
-        self._out.answer(self._waiters.served(self._registry.runs))
+        """Tell those whose wait is over, behind `begin_due`."""
+        self._out.answer(self._waiters.served(self._registry.runs, self._looked_at))
 
     @property
     def is_done(self) -> bool:
@@ -133,7 +171,10 @@ class Publisher:
         """Publish what takes most memory and can be."""
         ready = [run for run in self._registry.runs.values() if run.tail and _is_at_rest(run)]
         if ready:
-            max(ready, key=lambda run: run.held_bytes).wanted_now = True
+            largest = max(ready, key=lambda run: run.held_bytes)
+            largest.wanted_now = True
+            if largest.run.run_id not in self._looked_at:
+                self._looked_at.append(largest.run.run_id)
 
     def _finish(self, run_id: m.RunId, run: RunState, now: float) -> None:
         """Seal a run, note in the journal that it is through, and forget it."""
@@ -167,10 +208,12 @@ class Publisher:
         for run_id in self._through & self._registry.runs.keys():
             run = self._registry.runs[run_id]
             run.noted = run.complete
+            self._agenda.touch(run_id)
         self._through.clear()
 
     def journal_failed(self) -> None:
         """The journal lacks it: ask again for the names, and for the rest when it is due again."""
+        self._agenda.touch(*self._through)
         self._through.clear()
         if renamed := self._openings.journal_failed():
             self._append(self._registry.saved_runs(renamed))
@@ -178,7 +221,7 @@ class Publisher:
     # --- done ---------------------------------------------------------------------------------
     def opened(self, run_id: m.RunId, file: FileState | None, note: str, now: float) -> None:
         """A run's folder is ready.  Args: as of `events.RunOpened`."""
-        run = self._registry.runs[run_id]
+        run = self._run(run_id)
         run.opened_with(file, now)
         run.error = ""
         if note:
@@ -193,7 +236,7 @@ class Publisher:
 
     def not_opened(self, run_id: m.RunId, error: str, final: bool, now: float) -> None:
         """A run's folder cannot be used.  Args: as of `events.RunNotOpened`."""
-        run = self._registry.runs[run_id]
+        run = self._run(run_id)
         self._failed(run, error)
         run.error = error
         if final:
@@ -204,7 +247,8 @@ class Publisher:
 
     def published(self, event: e.Published, now: float) -> None:
         """A publication has ended well."""
-        run = self._registry.runs[event.run_id]
+        run = self._run(event.run_id)
+        self._under_way.discard(event.run_id)
         run.published(event.file, event.cost, now)
         for problem in event.problems:
             self._out.notice(run, problem)
@@ -215,7 +259,8 @@ class Publisher:
 
     def publish_failed(self, event: e.PublishFailed, now: float) -> None:
         """A publication has failed."""
-        run = self._registry.runs[event.run_id]
+        run = self._run(event.run_id)
+        self._under_way.discard(event.run_id)
         self._failed(run, event.error)
         run.publication_failed(event.error, now)
         if event.removed and run.may_go_without_log:
@@ -227,11 +272,16 @@ class Publisher:
 
     def sealed(self, run_id: m.RunId, file: FileState, error: str) -> None:
         """A run's file is sealed, or keeps the form it has.  Args: as of `events.Sealed`."""
-        run = self._registry.runs[run_id]
+        run = self._run(run_id)
         run.sealing, run.sealed = False, True
         run.file = file
         if error:
             self._out.log("warning", f"{run.path} keeps its uncompressed form: {error}")
+
+    def _run(self, run_id: m.RunId) -> RunState:
+        """A run to which something has happened."""
+        self._agenda.touch(run_id)
+        return self._registry.runs[run_id]
 
     def _failed(self, run: RunState, error: str) -> None:
         """Say what is wrong with a run's file, once, and to all who wait for it."""

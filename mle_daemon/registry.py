@@ -15,6 +15,7 @@ from mle_client import layout
 from mle_client import messages as m
 from mle_daemon import events as e
 from mle_daemon import state
+from mle_daemon.agenda import Agenda
 from mle_daemon.groups import Groups
 from mle_daemon.ingest import Stream
 from mle_daemon.runs import Member, RunState
@@ -37,6 +38,8 @@ class Registry:
         groups: told of the runs that come and go.
 
     Attributes:
+        agenda: which of the runs are to be looked at.
+        held_bytes: about what ticks take in memory, as of the last look at each run.
         runs: those that are not sealed, the oldest first.
         recent: the last report of those that are.
         streams: of `runs`, and those whose first piece is being journaled.
@@ -51,13 +54,27 @@ class Registry:
         self.streams: dict[m.ProducerId, Stream] = {}
         self.ended: OrderedDict[m.ProducerId, Stream] = OrderedDict()
         self.settings_bytes = 0
+        self.agenda = Agenda()
+        self.held_bytes = 0
         self._recent_runs = recent_runs
         self._run_of: dict[m.ProducerId, m.RunId] = {}
         self._with_ring: set[m.ProducerId] = set()  # streams whose ring was seen
+        self._held: dict[m.RunId, int] = {}  # bytes, as of the last look at each run
 
     # --- looking ------------------------------------------------------------------------------
     def run_of(self, producer: m.ProducerId) -> RunState | None:
-        """The run that a stream belongs to; None while nothing of it is journaled, or no more."""
+        """The run that a stream belongs to, to do something to it: it is on the agenda then.
+
+        Returns:
+            None while nothing of the stream is journaled, or no more.
+        """
+        run = self.run_with(producer)
+        if run is not None:
+            self.agenda.touch(run.run.run_id)
+        return run
+
+    def run_with(self, producer: m.ProducerId) -> RunState | None:
+        """As `run_of`, to look at it only."""
         run_id = self._run_of.get(producer)
         return None if run_id is None else self.runs.get(run_id)
 
@@ -72,18 +89,18 @@ class Registry:
 
     def published(self, producer: m.ProducerId) -> int:
         """The position up to which a file has a stream; 0 while it has no run."""
-        run = self.run_of(producer)
+        run = self.run_with(producer)
         member = run.members.get(producer) if run else None
         return member.published if member else 0
 
     def is_published(self, producer: m.ProducerId, end: int) -> bool:
         """Whether a file has a stream up to a position.  That of a sealed run has all of it."""
-        run = self.run_of(producer)
+        run = self.run_with(producer)
         return run is None or run.members[producer].published >= end
 
     def is_settled(self, producer: m.ProducerId) -> bool:
         """Whether nothing that a producer saved is still to be stored."""
-        run = self.run_of(producer)
+        run = self.run_with(producer)
         return run is None or not any(key[0] == producer for key in run.artifacts.pending)
 
     def unfinished(self) -> Iterator[Member]:
@@ -93,10 +110,11 @@ class Registry:
                 if not (member.over and self.is_settled(producer)):
                     yield member
 
-    @property
-    def held_bytes(self) -> int:
-        """About what ticks take in memory."""
-        return sum(run.held_bytes for run in self.runs.values())
+    def reckon(self, run: RunState) -> None:
+        """A run was looked at: count what its ticks take now."""
+        run_id, held = run.run.run_id, run.held_bytes
+        self.held_bytes += held - self._held.get(run_id, 0)
+        self._held[run_id] = held
 
     def reports(self, now: float) -> list[e.Report]:
         """The runs' part of a status report."""
@@ -112,6 +130,7 @@ class Registry:
         before = self.recent.pop(run.run_id, None)  # a forked child outlives its parent's run
         seed_id = before["seed_id"] if before else run.seed_id
         self.runs[run.run_id] = RunState(run, seed_id, layout.log_path(run.directory, seed_id))
+        self.agenda.touch(run.run_id)
         self.settings_bytes += settings_bytes(run)
         self._groups.began(run.directory, seed_id, run.num_seeds)
         return True
@@ -136,6 +155,7 @@ class Registry:
         self.streams.pop(producer, None)
         run_id = self._run_of.pop(producer, None)
         if run_id is not None and (run := self.runs.get(run_id)):
+            self.agenda.touch(run_id)
             run.forget(producer)
             if not run.members:
                 self._forget(run_id)
@@ -146,6 +166,7 @@ class Registry:
 
     def _forget(self, run_id: m.RunId) -> RunState:
         run = self.runs.pop(run_id)
+        self.held_bytes -= self._held.pop(run_id, 0)
         self.settings_bytes -= settings_bytes(run.run)
         return run
 
@@ -204,6 +225,7 @@ class Registry:
         restored = RunState(saved.run, saved.seed_id, saved.path, lost=saved.lost)
         restored.artifacts.restore(saved.artifacts)
         self.runs[run_id] = restored
+        self.agenda.touch(run_id)
         self.settings_bytes += settings_bytes(saved.run)
         self._groups.began(saved.run.directory, saved.seed_id, saved.run.num_seeds)
         return True
@@ -214,6 +236,7 @@ class Registry:
         self.ended.pop(producer, None)
         self.streams[producer] = Stream(producer, saved.position, saved.ticks, dict(saved.schemas))
         self._run_of[producer] = run_id
+        self.agenda.touch(run_id)
         member = self.runs[run_id].join(producer, None)
         member.position, member.received = saved.position, saved.ticks
         member.main, member.over, member.crashed = saved.main, saved.over, saved.crashed

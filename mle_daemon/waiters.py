@@ -6,7 +6,7 @@ all that lies below a path, and is kept here.  Says whose wait is over; does not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from mle_client import messages as m
@@ -38,9 +38,14 @@ class Waiters:
         self._readers.append((waiter, wanted))
         return True
 
-    def served(self, runs: Runs) -> list[Waiter]:
-        """The waiters whose files have what they wait for; they are forgotten."""
-        served = [waiter for run in runs.values() for waiter in run.served()]
+    def served(self, runs: Runs, looked_at: Iterable[m.RunId]) -> list[Waiter]:
+        """The waiters whose files have what they wait for; they are forgotten.
+
+        Args:
+            looked_at: the runs to which something has happened.
+        """
+        changed = [runs[run_id] for run_id in looked_at if run_id in runs]
+        served = [waiter for run in changed for waiter in run.served()]
         waiting = []
         for waiter, wanted in self._readers:
             if all(_has(runs.get(run_id), positions) for run_id, positions in wanted.items()):

@@ -385,6 +385,37 @@ def test_of_a_run_one_publication_is_under_way_at_a_time(rig: Rig) -> None:
     assert dones(rig.answers(ANNA)) == [(2, "")]
 
 
+def test_what_is_waited_for_is_published_before_what_nobody_waits_for(rig: Rig) -> None:
+    trainers = [Trainer(f"run {i}", make_run(f"run {i}", seed_id=f"seed_{i}")) for i in range(9)]
+    for trainer in trainers:
+        rig.take(ANNA, trainer.log(1).data())
+        rig.tick(0.01)
+    rig.tick(rig.config.publish_max_age_s)
+    assert [job.path for job in rig.jobs] == [each.path for each in trainers[:2]]
+    last = trainers[-1]
+    rig.take(ANNA, m.Flush(7, last.id, last.head))
+    assert [job.path for job in rig.jobs[2:]] == [last.path]
+    rig.tick()
+    assert len(rig.jobs) == 3
+
+
+def test_what_nobody_waits_for_has_its_turn_however_much_comes(rig: Rig) -> None:
+    trainers = [Trainer(f"run {i}", make_run(f"run {i}", seed_id=f"seed_{i}")) for i in range(9)]
+    for trainer in trainers:
+        rig.take(ANNA, trainer.log(1).data())
+        rig.tick(0.01)
+    rig.tick(rig.config.publish_max_age_s)
+    published = []
+    while rig.jobs:
+        published += [job.path for job in rig.jobs]
+        for trainer in trainers[2:5]:
+            before = trainer.head
+            rig.take(ANNA, trainer.log(2).data(before))
+        rig.work()
+    assert published[:9] == [each.path for each in trainers]
+    assert rig.core.next_due() > rig.now
+
+
 def test_clients_are_told_what_is_published(rig: Rig) -> None:
     trainer = Trainer().log(1)
     rig.take(ANNA, trainer.data())

@@ -22,32 +22,34 @@ def test_a_reader_waits_for_every_run_that_it_wants() -> None:
     waiters = Waiters()
     waiters.add(READER, {a.run.run_id: {a.id: 5}, b.run.run_id: {b.id: 7}})
     run_a.members[a.id].published = 5
-    assert waiters.served(runs) == []
+    assert waiters.served(runs, runs) == []
     run_b.members[b.id].published = 7
-    assert waiters.served(runs) == [READER]
-    assert waiters.served(runs) == []
+    assert waiters.served(runs, runs) == [READER]
+    assert waiters.served(runs, runs) == []
 
 
 def test_a_reader_of_nothing_is_served_at_once() -> None:
     waiters = Waiters()
     waiters.add(READER, {})
-    assert waiters.served({}) == [READER]
+    assert waiters.served({}, ()) == [READER]
 
 
 def test_a_run_that_is_gone_and_a_producer_that_is_have_everything() -> None:
     (a, run_a), (b, _) = make("a"), make("b")
     waiters = Waiters()
     waiters.add(READER, {a.run.run_id: {b.id: 7}, b.run.run_id: {b.id: 7}})
-    assert waiters.served({a.run.run_id: run_a}) == [READER]
+    assert waiters.served({a.run.run_id: run_a}, ()) == [READER]
 
 
 def test_flushes_are_served_with_the_readers() -> None:
     a, run = make("a")
     run.wait(FLUSHER, {a.id: 5})
     waiters = Waiters()
-    assert waiters.served({a.run.run_id: run}) == []
+    runs = {a.run.run_id: run}
+    assert waiters.served(runs, runs) == []
     run.members[a.id].published = 5
-    assert waiters.served({a.run.run_id: run}) == [FLUSHER]
+    assert waiters.served(runs, ()) == []  # nobody has looked at the run
+    assert waiters.served(runs, runs) == [FLUSHER]
 
 
 def test_all_who_wait_for_a_file_that_fails_are_named_and_forgotten() -> None:
