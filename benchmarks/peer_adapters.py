@@ -13,13 +13,12 @@ import importlib
 import json
 import sqlite3
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Final
 
 STEP, EPOCH, LOSS, TEST_LOSS = "num_steps", "num_epochs", "train_loss", "test_loss"
-
-Update = Callable[[Mapping[str, Any], Mapping[str, Any]], object]
 
 
 class Peer:
@@ -28,7 +27,8 @@ class Peer:
     Attributes:
         imports: the modules that it needs.
         settings: environment variables, set before these are imported.
-        update: takes a tick.
+        log: its `update(clock, stats)` takes a tick.  It is looked up at every tick, as user code
+            does: ours puts another function there when it has seen the first.
 
     Args:
         target: where to log to: a folder that is empty, or an address.
@@ -37,7 +37,7 @@ class Peer:
 
     imports: ClassVar[tuple[str, ...]]
     settings: ClassVar[Mapping[str, str]] = {}
-    update: Update
+    log: Any
 
     def __init__(self, target: str, seed: int) -> None:
         raise NotImplementedError
@@ -57,13 +57,12 @@ class Ours(Peer):
     imports = ("mle_client",)
 
     def __init__(self, target: str, seed: int) -> None:
-        log = importlib.import_module("mle_client").MLELogger(experiment_dir=target, seed_id=seed)
-        self._log = log
-        self.update = log.update
+        mle_client = importlib.import_module("mle_client")
+        self.log = mle_client.MLELogger(experiment_dir=target, seed_id=seed)
 
     def close(self) -> None:
         """Close it."""
-        report = self._log.close()
+        report = self.log.close()
         if report.lost:
             raise RuntimeError(f"this is what became of the ticks: {report}")
 
@@ -74,12 +73,11 @@ class Naive(Peer):
     imports = ("benchmarks.naive",)
 
     def __init__(self, target: str, seed: int) -> None:
-        self._sender = importlib.import_module("benchmarks.naive").Sender(target)
-        self.update = self._sender.update
+        self.log = importlib.import_module("benchmarks.naive").Sender(target)
 
     def close(self) -> None:
         """Send the rest."""
-        self._sender.close()
+        self.log.close()
 
 
 class JSONLines(Peer):
@@ -95,7 +93,7 @@ class JSONLines(Peer):
         def update(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
             write(encode({**clock, **stats}) + "\n")
 
-        self.update = update
+        self.log = SimpleNamespace(update=update)
 
     def close(self) -> None:
         """Close the file."""
@@ -112,18 +110,17 @@ class MLELogging(Peer):
     imports = ("mle_logging",)
 
     def __init__(self, target: str, seed: int) -> None:
-        self._log = importlib.import_module("mle_logging").MLELogger(
+        self.log = importlib.import_module("mle_logging").MLELogger(
             time_to_track=[STEP, EPOCH],
             what_to_track=[LOSS, TEST_LOSS],
             experiment_dir=target,
             seed_id=seed,
         )
         self._folder, self._run = Path(target), f"seed_{seed}"
-        self.update = self._log.update
 
     def close(self) -> None:
         """Save."""
-        self._log.save()
+        self.log.save()
 
     def count(self) -> int:
         """Values of a statistic."""
@@ -139,18 +136,18 @@ class LightningCSV(Peer):
 
     def __init__(self, target: str, seed: int) -> None:
         fabric = importlib.import_module("lightning_fabric.loggers")
-        self._log = fabric.CSVLogger(root_dir=target)
+        self._logger = fabric.CSVLogger(root_dir=target)
         self._folder = Path(target)
-        log_metrics = self._log.log_metrics
+        log_metrics = self._logger.log_metrics
 
         def update(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
             log_metrics({EPOCH: clock[EPOCH], **stats}, clock[STEP])
 
-        self.update = update
+        self.log = SimpleNamespace(update=update)
 
     def close(self) -> None:
         """Finalize."""
-        self._log.finalize("success")
+        self._logger.finalize("success")
 
     def count(self) -> int:
         """Lines below the header."""
@@ -174,7 +171,7 @@ class TensorBoardX(Peer):
             for name, value in stats.items():
                 add_scalar(name, value, step)
 
-        self.update = update
+        self.log = SimpleNamespace(update=update)
 
     def close(self) -> None:
         """Close."""
@@ -224,7 +221,7 @@ class WandB(Peer):
         def update(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
             log({**clock, **stats})
 
-        self.update = update
+        self.log = SimpleNamespace(update=update)
 
     def close(self) -> None:
         """Finish the run, and wait for its service: until that has ended the file is not whole."""
@@ -271,7 +268,7 @@ class Trackio(Peer):
         def update(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
             log({**clock, **stats})
 
-        self.update = update
+        self.log = SimpleNamespace(update=update)
 
     def close(self) -> None:
         """Finish the run."""
@@ -304,7 +301,7 @@ class MLflow(Peer):
         def update(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
             log_metrics({EPOCH: clock[EPOCH], **stats}, step=clock[STEP])
 
-        self.update = update
+        self.log = SimpleNamespace(update=update)
 
     def close(self) -> None:
         """End the run."""

@@ -32,7 +32,7 @@ NOTHING: Final = {  # what is no logger, and what is done for each tick instead
 }
 TIMER, FLOOR, UPDATE = "timer", "floor", "update"
 WARM_UP_TICKS: Final = 200
-_UPDATE: Final = "update(clock, stats)"
+_UPDATE: Final = "log.update(clock, stats)"
 _NOW: Final = time.perf_counter_ns
 
 
@@ -69,9 +69,9 @@ def main() -> None:
     os.chdir(order.folder)
     opened = {} if order.peer in NOTHING else _import(order.peer)
     begin = _NOW()
-    log = None if order.peer in NOTHING else PEERS[order.peer](order.target, order.seed)
+    peer = None if order.peer in NOTHING else PEERS[order.peer](order.target, order.seed)
     opened["open_s"] = (_NOW() - begin) / 1e9
-    CASES[order.case](order, log, functools.partial(_say, to_parent), opened)
+    CASES[order.case](order, peer, functools.partial(_say, to_parent), opened)
 
 
 def _say(to_parent: TextIO, figures: Mapping[str, Any]) -> None:
@@ -95,20 +95,21 @@ def _noise(seed: int, count: int) -> list[float]:
 
 
 # --- from the first tick until all is closed ------------------------------------------------------
-def run(order: Order, log: Peer | None, say: Callable[..., None], opened: dict[str, float]) -> None:
+def run(
+    order: Order, peer: Peer | None, say: Callable[..., None], opened: dict[str, float]
+) -> None:
     """Log ticks as fast as possible, and close."""
     losses = _noise(order.seed, order.ticks)
-    update = log.update if log else None
     buf: list[timing.Tick] = []
-    loop = functools.partial(_untimed(order.peer), losses, update=update, buf=buf)
+    loop = functools.partial(_untimed(order.peer), losses, log=peer and peer.log, buf=buf)
     say({**opened, "reaped_cpu_s": _reaped_cpu_s()})
     began_at, cpu_s, reaped_cpu_s = time.monotonic(), time.process_time(), _reaped_cpu_s()
     loop(first=0, end=1)
     first_at = time.monotonic()
     loop(first=1, end=order.ticks)
     called_at, rss = time.monotonic(), _rss()
-    if log:
-        log.close()
+    if peer:
+        peer.close()
     closed_at, cpu_s = time.monotonic(), time.process_time() - cpu_s
     reaped_cpu_s = _reaped_cpu_s() - reaped_cpu_s
     say(
@@ -123,14 +124,14 @@ def run(order: Order, log: Peer | None, say: Callable[..., None], opened: dict[s
             "rss": rss,
         }
     )
-    if log and (stored := log.count()) not in (None, order.ticks):
+    if peer and (stored := peer.count()) not in (None, order.ticks):
         raise SystemExit(f"{order.peer} has stored {stored} ticks and not {order.ticks}")
 
 
 def _untimed(peer: str) -> Callable[..., None]:
     """The loop, the same text for all but for what is done with a tick."""
     text = f"""
-def loop(losses, first, end, update, buf):
+def loop(losses, first, end, log, buf):
     for i in range(first, end):
         clock = {{"{STEP}": i, "{EPOCH}": i >> 7}}
         stats = {{"{LOSS}": losses[i], "{TEST_LOSS}": losses[-1 - i]}}
@@ -159,30 +160,30 @@ def _rss() -> int:
 
 # --- every single call ----------------------------------------------------------------------------
 def calls(
-    order: Order, log: Peer | None, say: Callable[..., None], opened: dict[str, float]
+    order: Order, peer: Peer | None, say: Callable[..., None], opened: dict[str, float]
 ) -> None:
     """Time calls, and beside them the floor and the timer, on the same dicts."""
-    assert log is not None
+    assert peer is not None
     blocks = {
         TIMER: timing.timed(NOTHING["loop"], _NOW),
         FLOOR: timing.timed(NOTHING["floor"], _NOW, buf=[]),
-        UPDATE: timing.timed(_UPDATE, _NOW, update=log.update),
+        UPDATE: timing.timed(_UPDATE, _NOW, log=peer.log),
     }
     spent: dict[str, list[int]] = {kind: [] for kind in blocks}
     say(opened)
     warm_up = min(WARM_UP_TICKS, order.ticks)
     for clock, stats in _ticks(0, warm_up):
-        log.update(clock, stats)
+        peer.log.update(clock, stats)
     for turn in range(order.blocks):
         ticks = _ticks(warm_up + turn * order.ticks, order.ticks)
         kinds = list(blocks)
         for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
             spent[kind] += blocks[kind](ticks)
-    log.close()
+    peer.close()
     step = timing.clock_step(_NOW)
     say({kind: _percentiles(times, step) for kind, times in spent.items()})
     expected = warm_up + order.blocks * order.ticks
-    if (stored := log.count()) not in (None, expected):
+    if (stored := peer.count()) not in (None, expected):
         raise SystemExit(f"{order.peer} has stored {stored} ticks and not {expected}")
 
 

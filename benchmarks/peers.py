@@ -96,7 +96,7 @@ class Size:
 
 SIZES: Final = {
     "full": Size(rounds=7, at_once_rounds=5, blocks=30, share=2.0),
-    "quick": Size(rounds=3, at_once_rounds=1, blocks=15),
+    "quick": Size(rounds=3, at_once_rounds=2, blocks=15),
     "tiny": Size(1, 1, 2, 0.002, (OURS, NAIVE, "jsonl", "mle-logging")),
 }
 
