@@ -31,6 +31,8 @@ from tests.compat import upstream
 
 OURS, NAIVE = "ours", "naive"
 _TIMEOUT_S: Final = 300.0
+_STARTS: Final = 5  # of an interpreter, unless they have taken so many seconds before
+_STARTS_S: Final = 1.0
 _HELPERS_END_S: Final = 10.0  # they see that their worker is gone, and end
 
 
@@ -119,14 +121,18 @@ def import_s(peer: str) -> float:
 
 
 def _python_s(peer: str, code: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        subprocess.run(
-            [python_with(peer), "-P", "-c", code],
-            check=True, env=_environment(peer), cwd=folder, timeout=_TIMEOUT_S,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        return time.perf_counter() - begin
+    """The least of some times that are over soon, for whatever else runs can only add to them."""
+    times: list[float] = []
+    while len(times) < _STARTS and sum(times) < _STARTS_S:
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            subprocess.run(
+                [python_with(peer), "-P", "-c", code],
+                check=True, env=_environment(peer), cwd=folder, timeout=_TIMEOUT_S,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def _environment(peer: str) -> dict[str, str]:
