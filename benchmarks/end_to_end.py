@@ -138,27 +138,37 @@ def run_ours(producers: int, ticks: int, save: bool = False) -> Run:
         writer = space.stop() - before
         files = [space.log_file("run", seed) for seed in range(producers)]
         for path in files:
-            with h5py.File(path) as file:
-                stored = len(file[f"{path.stem.removeprefix('log_')}/stats/{_STATISTIC}"])
-            _check(stored, ticks, path)
+            _check(count_ticks(path), ticks, path)
         return found.ended(found.closed_at, writer, sum(path.stat().st_size for path in files))
 
 
 def run_naive(producers: int, ticks: int) -> Run:
     """Send the ticks to a process that appends them to a file."""
-    with private_folders() as folder:
-        address, path = f"ipc://{folder}/sink", folder / "ticks"
-        ours, its = _SPAWN.Pipe(duplex=False)
-        process = _SPAWN.Process(target=naive.sink, args=(address, path, producers, its))
-        process.start()
-        its.close()
-        with ours, _ended(process):
-            _receive(ours)
-            with _Team(producers, ticks, partial(_open_naive, address)) as team:
-                found = team.work()
-            stored: naive.Stored = _receive(ours)
+    with private_folders() as folder, naive_sink(folder, producers) as (address, path, stored):
+        with _Team(producers, ticks, partial(_open_naive, address)) as team:
+            found = team.work()
+        sink = stored()
         _check(naive.count_ticks(path), producers * ticks, path)
-        return found.ended(stored.closed_at, stored.cpu_s, path.stat().st_size)
+        return found.ended(sink.closed_at, sink.cpu_s, path.stat().st_size)
+
+
+@contextmanager
+def naive_sink(
+    folder: Path, senders: int
+) -> Iterator[tuple[str, Path, Callable[[], naive.Stored]]]:
+    """The naive sender's other side, in a process of its own.
+
+    Yields:
+        Its address, its file, and what waits until all senders are through and the file is closed.
+    """
+    address, path = f"ipc://{folder}/sink", folder / "ticks"
+    ours, its = _SPAWN.Pipe(duplex=False)
+    process = _SPAWN.Process(target=naive.sink, args=(address, path, senders, its))
+    process.start()
+    its.close()
+    with ours, _ended(process):
+        _receive(ours)
+        yield address, path, partial(_receive, ours)
 
 
 def run_loop(producers: int, ticks: int) -> Run:
@@ -166,6 +176,12 @@ def run_loop(producers: int, ticks: int) -> Run:
     with _Team(producers, ticks, _Nowhere) as team:
         found = team.work()
     return found.ended(found.closed_at, 0.0, 0)
+
+
+def count_ticks(path: Path) -> int:
+    """How many ticks a log file of ours holds."""
+    with h5py.File(path) as file:
+        return len(file[f"{path.stem.removeprefix('log_')}/stats/{_STATISTIC}"])
 
 
 def _check(found: int, expected: int, path: Path) -> None:

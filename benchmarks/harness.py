@@ -19,8 +19,7 @@ import resource
 import statistics
 import sys
 import time
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,14 +29,12 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
-from benchmarks import pictures
+from benchmarks import pictures, timing
 
 RESULTS: Final = Path(__file__).parent / "results"
 PACKAGES: Final = ("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack")
 
 T = TypeVar("T")
-Tick = tuple[dict[str, Any], dict[str, Any]]
-Block = Callable[[Sequence[Tick]], "array[int]"]
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -105,59 +102,12 @@ class Result:
 
 
 # --- timing ---------------------------------------------------------------------------------------
-_TIMED_LOOP: Final = """
-def block(ticks, now=now, array=array, {names}):
-    spent = array("q", bytes(8 * len(ticks)))
-    i = 0
-    for clock, stats in ticks:
-        begin = now()
-        {statement}
-        spent[i] = now() - begin
-        i += 1
-    return spent
-"""
-
-
-def timed(statement: str, now: Callable[[], int], **names: Any) -> Block:
-    """A function that runs a statement for each of some ticks and times every one of them.
-
-    The loop is the same text for whatever is compared, so that its cost is the same, too;
-    `timed("pass", now)` measures it.
-
-    Args:
-        statement: one line; sees `clock`, `stats` and `names`.
-        now: the clock, in ns.
-
-    Returns:
-        block(ticks): the times in ns, the clock's own cost included.
-    """
-    namespace: dict[str, Any] = {"now": now, "array": array, **names}
-    arguments = ", ".join(f"{name}={name}" for name in names)
-    exec(_TIMED_LOOP.format(names=arguments, statement=statement), namespace)
-    block: Block = namespace["block"]
-    return block
-
-
-def fine_median(values: Sequence[int], step: float) -> float:
-    """The median of times from a clock with coarse steps, interpolated within the step.
-
-    A clock of 10 ns tells a tick of 100 ns from one of 110 only by how often it shows which.
-    """
-    return statistics.median_grouped(values, step)
-
-
-def clock_step(now: Callable[[], int]) -> int:
-    """The smallest step between two readings of a clock, in its unit."""
-    readings = [now() for _ in range(2_000)]
-    return min(b - a for a, b in itertools.pairwise(readings) if b > a)
-
-
-def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which a share (0 to 1) of the values lies."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
+Tick = timing.Tick
+Block = timing.Block
+timed = timing.timed
+fine_median = timing.fine_median
+clock_step = timing.clock_step
+percentile = timing.percentile
 median = statistics.median
 
 

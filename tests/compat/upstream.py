@@ -82,7 +82,7 @@ def make() -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", HOME], check=True)
     # Compiled is what is imported: a third of the time.
     _pip("--python", PYTHON, "install", "--no-compile", "--group", f"pyproject.toml:{GROUP}")
-    _lend()
+    lend(HOME)
     _fetch()
     STAMP.write_text(json.dumps(_ingredients()))
 
@@ -96,9 +96,9 @@ def _ingredients() -> list[str]:
     return [*groups[GROUP], f"lent torch {torch}", sys.version]
 
 
-def _lend() -> None:
-    """Give the environment our torch."""
-    (packages,) = (HOME / "lib").glob("python*/site-packages")
+def lend(home: Path) -> None:
+    """Give an environment our torch."""
+    (packages,) = (home / "lib").glob("python*/site-packages")
     for name in LENT:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin and not (packages / name).exists():
