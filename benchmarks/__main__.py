@@ -17,13 +17,17 @@ from benchmarks import (
     loading,
     merge_beside,
     merging,
+    training,
     update_cost,
 )
 
 # A benchmark is a module with NAME, SIZES and run(size) -> Result.
 BENCHMARKS: Final[dict[str, Any]] = {
     each.NAME: each
-    for each in (update_cost, growth, end_to_end, checkpoint, loading, merging, merge_beside)
+    for each in (
+        *(update_cost, training, growth, end_to_end, checkpoint),
+        *(loading, merging, merge_beside),
+    )
 }
 
 

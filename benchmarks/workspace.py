@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import h5py
 import psutil
 
 from mle_client import MLELogger, discovery, layout, runtime
@@ -75,6 +76,11 @@ class Workspace:
     def log_file(self, name: str, seed: int = 1) -> Path:
         """Where the run's log is."""
         return Path(layout.log_path(str(self.root / name), f"seed_{seed}"))
+
+    def stored_ticks(self, name: str, seed: int = 1) -> int:
+        """How many ticks the run's log holds."""
+        with h5py.File(self.log_file(name, seed)) as file:
+            return len(file[f"seed_{seed}/time/num_updates"])
 
     @property
     def daemon_pid(self) -> int:
