@@ -15,8 +15,10 @@ from benchmarks import (
     growth,
     harness,
     loading,
+    memory,
     merge_beside,
     merging,
+    startup,
     training,
     update_cost,
 )
@@ -25,7 +27,7 @@ from benchmarks import (
 BENCHMARKS: Final[dict[str, Any]] = {
     each.NAME: each
     for each in (
-        *(update_cost, training, growth, end_to_end, checkpoint),
+        *(update_cost, training, startup, memory, growth, end_to_end, checkpoint),
         *(loading, merging, merge_beside),
     )
 }

@@ -14,10 +14,8 @@ Every tick has `save=True`, as scripts written for mle-logging give it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
 import random
 import statistics
 import time
@@ -28,7 +26,7 @@ from typing import Any, Final
 from benchmarks import harness, training_loops
 from benchmarks.harness import Goal, Picture, Result, Table
 from benchmarks.training_loops import Pace, Spent, Step, Update
-from benchmarks.workspace import Workspace, workspace
+from benchmarks.workspace import Workspace, variables, workspace
 
 NAME: Final = "training"
 GOAL_PERCENT: Final = 0.3  # slower than without logging, at the pace of the goal
@@ -115,25 +113,11 @@ def run(size: Size) -> Result:
     for loop in training_loops.LOOPS:
         harness.tell(f"{NAME}: {loop}")
         if training_loops.installed(loop):
-            with _one_thread():
+            with variables(dict.fromkeys(_ONE_THREAD, "1")):
                 found[loop] = harness.fresh(measure, loop, size)
     tables = (_beside_table(found), _account_table(found))
     goals = tuple(goal for loop in found for goal in _goals(loop, found[loop]))
     return Result(NAME, tables, goals, dict(found), _pictures(size, found))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Have the processes that begin meanwhile compute with one thread."""
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 # --- measuring ------------------------------------------------------------------------------------
