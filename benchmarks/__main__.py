@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from benchmarks import (
     checkpoint,
+    disk,
     end_to_end,
     growth,
     harness,
@@ -27,7 +28,7 @@ from benchmarks import (
 BENCHMARKS: Final[dict[str, Any]] = {
     each.NAME: each
     for each in (
-        *(update_cost, training, startup, memory, growth, end_to_end, checkpoint),
+        *(update_cost, training, startup, memory, disk, growth, end_to_end, checkpoint),
         *(loading, merging, merge_beside),
     )
 }

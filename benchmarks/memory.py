@@ -14,6 +14,7 @@ share it.  *Peak* is the highest RSS since the process began.  This is Linux's a
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -122,13 +123,15 @@ def look_at_script(size: Size) -> list[Look]:
 
 
 def look_at_runs(size: Size) -> list[Look]:
-    """More and more runs."""
+    """More and more runs.  To close a thousand takes minutes, so that all are killed in the end."""
     with workspace() as space:
         with _trial("runs", space) as process:
             looks = []
             for runs in size.runs:
                 _go_on(process, runs)
                 looks.append(_look(runs, process, space, size))
+            process.kill()
+        space.kill()
         stored = {space.stored_ticks("run", seed) for seed in range(size.runs[-1])}
         if stored != {TICKS_OF_A_RUN}:
             raise RuntimeError(f"runs hold {stored} ticks and not {TICKS_OF_A_RUN}")
@@ -137,7 +140,7 @@ def look_at_runs(size: Size) -> list[Look]:
 
 @contextlib.contextmanager
 def _trial(kind: str, space: Workspace) -> Iterator[subprocess.Popen[str]]:
-    """A process of `memory_trial` that rests; it has closed its runs in the end."""
+    """A process of `memory_trial` that rests; in the end it closes, unless it was killed."""
     words = ("-P", "-m", "benchmarks.memory_trial", kind, str(space.root / "run"))
     with bare.start((sys.executable, *words)) as process:  # its end waits for the process
         try:
@@ -147,7 +150,7 @@ def _trial(kind: str, space: Workspace) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 process.kill()
-        if process.returncode:
+        if process.returncode not in (0, -signal.SIGKILL):
             raise RuntimeError(f"the process that logs has ended with {process.returncode}")
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.memory_trial runs FOLDER
 
 It says a line whenever it rests, and goes on when it is told a number: `script` how many ticks its
-run shall have by then, `runs` how many runs shall be open.  At the end of its input it closes.
+run shall have by then, `runs` how many runs shall be open.  A script closes its run at the end of
+its input.
 
 Nothing but what a script needs is imported, and no ticks are kept.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 600.0
 TICKS_OF_A_RUN = 10
+_WAITING = 16  # flushes at a time, which the daemon serves together
 
 
 def script(folder: str) -> None:
@@ -41,7 +44,7 @@ def script(folder: str) -> None:
 
 
 def runs(folder: str) -> None:
-    """A process with many runs, each of which has some ticks."""
+    """A process with many runs, each of which has some ticks.  It closes none: it is killed."""
     from mle_client import MLELogger
 
     logs: list[MLELogger] = []
@@ -50,11 +53,9 @@ def runs(folder: str) -> None:
         for log in new:
             for i in range(TICKS_OF_A_RUN):
                 log.update({"num_steps": i}, {"train_loss": i * 1e-3, "test_loss": i * 2e-3})
-        for log in new:
-            _flush(log)
+        with ThreadPoolExecutor(_WAITING) as pool:
+            list(pool.map(_flush, new))
         logs += new
-    for log in logs:
-        _close(log)
 
 
 def _rest(reached: str) -> int | None:
