@@ -36,7 +36,9 @@ _MB: Final = 1e6
 _KIB: Final = 1024
 _SETTLE_S: Final = 0.5  # until a daemon has put away what it used for the last ticks
 _TIMEOUT_S: Final = 600.0
-_NUMPY, _IMPORTED, _CONSTRUCTED = "numpy alone", "MLELogger imported", "constructed"
+_NUMPY, _IMPORTED, _CONSTRUCTED, _CLOSED = (
+    *("numpy alone", "MLELogger imported", "constructed", "closed"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ def look_at_script(size: Size) -> list[Look]:
             for ticks in size.ticks:
                 _go_on(process, ticks)
                 looks.append(_look(ticks, process, space, size))
+            _go_on(process, 0)
+            looks.append(_look(_CLOSED, process, space, size))
         stored = space.stored_ticks("run")
         if stored != size.ticks[-1]:
             raise RuntimeError(f"{stored} ticks are stored and not {size.ticks[-1]}")
@@ -264,11 +268,13 @@ def _goals(script: Sequence[Look], runs: Sequence[Look]) -> Iterator[Goal]:
     )
     peak = (script[-1].client.peak - numpy.rss) / _MB
     yield Goal("script, peak over numpy alone, MB", CLIENT_GOAL_MB, peak)
-    for look in (script[-1], *runs):
-        count = int(look.at) if look in runs else 1
-        what = f"daemon with {count:,} open runs" if look in runs else f"daemon, {_name(look)}"
-        limit = DAEMON_GOAL_MB + RUN_GOAL_MB * count
-        yield Goal(f"{what}: RSS, MB", limit, look.daemon.rss / _MB)
+    for look in script:
+        if not isinstance(look.at, str):
+            limit = DAEMON_GOAL_MB + RUN_GOAL_MB
+            yield Goal(f"daemon after {_name(look)}: RSS, MB", limit, look.daemon.rss / _MB)
+    for look in runs:
+        limit = DAEMON_GOAL_MB + RUN_GOAL_MB * int(look.at)
+        yield Goal(f"daemon with {look.at:,} open runs: RSS, MB", limit, look.daemon.rss / _MB)
 
 
 def _pictures(script: Sequence[Look], runs: Sequence[Look]) -> tuple[Picture, ...]:

@@ -4,8 +4,7 @@
     python -m benchmarks.memory_trial runs FOLDER
 
 It says a line whenever it rests, and goes on when it is told a number: `script` how many ticks its
-run shall have by then, `runs` how many runs shall be open.  A script closes its run at the end of
-its input.
+run shall have by then, `runs` how many runs shall be open; 0 has a script close its run.
 
 Nothing but what a script needs is imported, and no ticks are kept.
 """
@@ -35,12 +34,15 @@ def script(folder: str) -> None:
     _rest("imported")
     log = MLELogger(experiment_dir=folder, seed_id=1, on_full="block", block_timeout=_TIMEOUT_S)
     ticks = 0
-    while (goal := _rest("ticks")) is not None:
+    while goal := _rest("ticks"):
         for i in range(ticks, goal):
             log.update({"num_steps": i}, {"train_loss": i * 1e-3, "test_loss": i * 2e-3})
         ticks = goal
         _flush(log)
-    _close(log)
+    report = log.close(_TIMEOUT_S)
+    if report.lost or report.spilled:
+        raise RuntimeError(f"this is what became of the ticks: {report}")
+    _rest("closed")
 
 
 def runs(folder: str) -> None:
@@ -48,7 +50,7 @@ def runs(folder: str) -> None:
     from mle_client import MLELogger
 
     logs: list[MLELogger] = []
-    while (goal := _rest("runs")) is not None:
+    while goal := _rest("runs"):
         new = [MLELogger(experiment_dir=folder, seed_id=i) for i in range(len(logs), goal)]
         for log in new:
             for i in range(TICKS_OF_A_RUN):
@@ -58,22 +60,15 @@ def runs(folder: str) -> None:
         logs += new
 
 
-def _rest(reached: str) -> int | None:
-    """Say that it rests.  Returns: the next goal; None where there is no more."""
+def _rest(reached: str) -> int:
+    """Say that it rests.  Returns: the next goal; 0 where there is no more."""
     print(reached, flush=True)
-    line = sys.stdin.readline()
-    return int(line) if line else None
+    return int(sys.stdin.readline() or 0)
 
 
 def _flush(log: MLELogger) -> None:
     if not log.flush(_TIMEOUT_S):
         raise RuntimeError(f"flush() failed: {log.errors()}")
-
-
-def _close(log: MLELogger) -> None:
-    report = log.close(_TIMEOUT_S)
-    if report.lost or report.spilled:
-        raise RuntimeError(f"this is what became of the ticks: {report}")
 
 
 if __name__ == "__main__":

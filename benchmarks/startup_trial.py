@@ -19,7 +19,7 @@ _TIMEOUT_S = 120.0
 
 
 def main(folder: str) -> None:
-    """Construct a logger, log two ticks, have them stored, and close."""
+    """Construct a logger, log two ticks, have them stored, close, and construct another one."""
     marks = [time.perf_counter()]
     log = MLELogger(experiment_dir=folder, seed_id=1)
     marks.append(time.perf_counter())
@@ -30,9 +30,11 @@ def main(folder: str) -> None:
     marks.append(time.perf_counter())
     report = log.close(_TIMEOUT_S)
     marks.append(time.perf_counter())
+    with MLELogger(experiment_dir=folder, seed_id=2):
+        marks.append(time.perf_counter())
     if not flushed or report.lost or report.spilled:
         raise RuntimeError(f"this is what became of the ticks: {report}")
-    names = ("constructor", "first update", "second update", "flush", "close")
+    names = ("constructor", "first update", "second update", "flush", "close", "next constructor")
     pieces = {name: marks[i + 1] - marks[i] for i, name in enumerate(names)}
     print(json.dumps({"seconds": pieces, "heavy": heavy_packages()}))
 
