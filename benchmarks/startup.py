@@ -202,8 +202,9 @@ def _goals(lives: Lives, trials: Trials) -> tuple[Goal, ...]:
     }  # fmt: skip
     return (
         *(
-            Goal(f"{name}: over numpy, ms", IMPORT_GOAL_MS, _over_numpy_ms(lives, name))
+            Goal(f"{name}: {what} over numpy, ms", IMPORT_GOAL_MS, _over_numpy_ms(lives, name, how))
             for name in heavy
+            for what, how in (("time", "wall_s"), ("CPU", "cpu_s"))
         ),
         *(Goal(f"{name}: heavy packages loaded", 0, count) for name, count in heavy.items()),
         Goal("constructor with a daemon that runs, ms", CONSTRUCTOR_GOAL_MS, constructor),

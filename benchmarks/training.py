@@ -287,24 +287,32 @@ def _beside_row(found: Measured, kind: str, pace: int) -> tuple[Any, ...]:
 
 
 def _account_table(found: Mapping[str, Measured]) -> Table:
-    rows: list[tuple[Any, ...]] = [
-        (
-            loop,
-            pace,
-            account.call_s * 1e6,
-            account.background_s / account.wall_s * 100,
-            account.background_s / account.ticks * 1e6,
-            account.slowdown(pace) * 100,
-            account.daemon_s / account.wall_s * 100,
+    rows: list[tuple[Any, ...]] = []
+    for loop, measured in found.items():
+        idle = harness.median(
+            each[PLAIN].background_s / each[PLAIN].wall_s for each in measured.rounds
         )
-        for loop in found
-        for pace, account in found[loop].accounts.items()
-    ] or [("no loop is installed", *[""] * 6)]
+        rows.append((loop, PLAIN, "", idle * 100, "", "", ""))
+        rows += [
+            (loop, f"{pace:,}", *_account_row(pace, account))
+            for pace, account in measured.accounts.items()
+        ]
     columns = (
-        *("loop", "ticks a second", "update(), us", "thread, % of a core", "thread, us a tick"),
-        *("training slower by at most, %", "daemon, % of a core"),
+        *("loop", "ticks a second", "update(), us", "other threads, % of a core", "us a tick"),
+        *("slower by at most, %", "daemon, % of a core"),
     )
-    return Table("Accounted: CPU time that logging uses", columns, tuple(rows))
+    title = "Accounted: CPU time that logging uses"
+    return Table(title, columns, tuple(rows) or (("no loop is installed", *[""] * 6),))
+
+
+def _account_row(pace: int, account: Account) -> tuple[float, ...]:
+    return (
+        account.call_s * 1e6,
+        account.background_s / account.wall_s * 100,
+        account.background_s / account.ticks * 1e6,
+        account.slowdown(pace) * 100,
+        account.daemon_s / account.wall_s * 100,
+    )
 
 
 def _goals(loop: str, found: Measured) -> Iterator[Goal]:

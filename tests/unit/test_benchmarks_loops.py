@@ -28,7 +28,7 @@ def test_training_looks_at_every_loop_that_is_installed(monkeypatch: pytest.Monk
     assert [row[1] for row in beside.rows] == [
         "not installed", training.NOTHING, "100", "1,000",
     ]  # fmt: skip
-    assert [row[1] for row in accounted.rows] == [100, 1_000]
+    assert [row[1] for row in accounted.rows] == [training.PLAIN, "100", "1,000"]
     assert [goal.limit for goal in result.goals] == [training.GOAL_PERCENT] * 3
 
 
