@@ -11,13 +11,17 @@ from typing import Any, Final
 
 from benchmarks import (
     checkpoint,
+    disk,
     end_to_end,
     growth,
     harness,
     loading,
+    memory,
     merge_beside,
     merging,
     peers,
+    startup,
+    training,
     update_cost,
 )
 
@@ -25,7 +29,8 @@ from benchmarks import (
 BENCHMARKS: Final[dict[str, Any]] = {
     each.NAME: each
     for each in (
-        *(update_cost, growth, end_to_end, peers, checkpoint, loading, merging, merge_beside),
+        *(update_cost, training, startup, memory, disk, growth, end_to_end, peers, checkpoint),
+        *(loading, merging, merge_beside),
     )
 }
 

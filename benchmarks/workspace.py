@@ -16,10 +16,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import h5py
 import psutil
 
 from mle_client import MLELogger, discovery, layout, runtime
@@ -75,6 +76,11 @@ class Workspace:
     def log_file(self, name: str, seed: int = 1) -> Path:
         """Where the run's log is."""
         return Path(layout.log_path(str(self.root / name), f"seed_{seed}"))
+
+    def stored_ticks(self, name: str, seed: int = 1) -> int:
+        """How many ticks the run's log holds."""
+        with h5py.File(self.log_file(name, seed)) as file:
+            return len(file[f"seed_{seed}/time/num_updates"])
 
     @property
     def daemon_pid(self) -> int:
@@ -141,20 +147,29 @@ def private_folders() -> Iterator[Path]:
         A folder on disk, empty; it goes in the end.
     """
     in_memory = runtime.SHARED_MEMORY if os.access(runtime.SHARED_MEMORY, os.W_OK) else None
-    before = {name: os.environ.pop(name, None) for name in _FOREIGN_SETTINGS}
-    before[runtime.RUNTIME_VARIABLE] = os.environ.get(runtime.RUNTIME_VARIABLE)
     sockets = tempfile.mkdtemp(prefix="mle-bench-", dir=in_memory)
     folder = tempfile.mkdtemp(prefix="mle-bench-")
-    os.environ[runtime.RUNTIME_VARIABLE] = sockets
+    foreign = dict.fromkeys(_FOREIGN_SETTINGS)
     try:
-        yield Path(os.path.realpath(folder))
+        with variables({**foreign, runtime.RUNTIME_VARIABLE: sockets}):
+            yield Path(os.path.realpath(folder))
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment, or take them away where the value is None, for a while."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        shutil.rmtree(sockets, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
