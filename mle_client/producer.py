@@ -132,6 +132,7 @@ class Producer:
         self.forward: Update | None = None  # takes ticks in place of a producer that was disabled
         self._install: Callable[[Update], None] = lambda update: None
         self.update: Update = self._enter
+        self._present: Update = self._miss  # that a tick is given to now
         try:
             self._append(_encode_run(run))
         except BaseException:
@@ -254,11 +255,7 @@ class Producer:
         save: bool = False,
     ) -> None:
         """Take a tick for user code that fetched `update` before the first one was written."""
-        update: Update = self._miss
-        key = _tick_key(clock_tick, stats_tick)
-        if key in self._latest and not self._closed:
-            update = self._latest[key][0]
-        update(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
+        self._present(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
 
     # --- the general way ----------------------------------------------------------------------
     def _miss(
@@ -401,7 +398,7 @@ class Producer:
         self._give(schema)
 
     def _select(self, update: Update) -> None:
-        self.update = update
+        self.update = self._present = update
         self._install(update)
 
     def _write_set_aside(self) -> None:
