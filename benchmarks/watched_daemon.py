@@ -3,9 +3,9 @@
     python -P benchmarks/watched_daemon.py <report> <profiled> start --root ...
 
 The report is a JSON file: `threads`, {name: CPU time in s} of the loop and of each thread that has
-ended; `process_s` of all threads since the loop began; `profile`, the functions of the thread that is
-called as `profiled` ("" for none), with their own CPU time; `appended` and `synced`, when the journal
-was written to and synced, on the monotonic clock, up to some number of each.
+ended; `process_s` of all threads since the loop began; `profile`, the functions of the thread that
+is called as `profiled` ("" for none), with their own CPU time; `appended` and `synced`, when the
+journal was written to and synced, on the monotonic clock, up to some number of each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pstats
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ from mle_daemon.journal import Journal
 LOOP: Final = "loop"
 _MOST: Final = 200_000  # times that are kept of each kind
 
-_threads: Counter[str] = Counter()
+_threads: defaultdict[str, float] = defaultdict(float)
 _appended: list[float] = []
 _synced: list[tuple[float, float]] = []
 _found: dict[str, Any] = {"threads": _threads, "profile": []}

@@ -59,7 +59,7 @@ class Workspace:
 
     def __init__(self, root: Path, *options: str, program: Sequence[str] = ()) -> None:
         self.root = root
-        words = ("start", "--root", str(root), "--foreground", "--json")
+        words = ["start", "--root", str(root), "--foreground", "--json"]
         words += options or ("--merge", "off")
         self._daemon = subprocess.Popen(
             [*program, *words] if program else discovery.python_command(*words),
