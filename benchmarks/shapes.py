@@ -1,7 +1,8 @@
 """How costs grow with the number of statistics in a tick, and with the number of runs at once.
 
 * *keys*: the same number of values, in many ticks of few or in few ticks of many.  The caller's
-  time and the daemon's CPU time are those of a value, so that what is flat is in proportion.
+  time and the daemon's CPU time are those of a value, so that what is flat is in proportion.  What
+  a log of so many statistics costs however short it is, is measured with a few ticks, and taken off.
 * *runs*: the same number of ticks, spread over more and more runs that one process has open through
   one daemon.  A tick goes to each in turn.  Then some runs are closed one after another, while the
   others stay open, and the rest at once.
@@ -33,7 +34,7 @@ _STEP_NS: Final = harness.clock_step(_NOW)
 _TIMEOUT_S: Final = 300.0
 _CLOSERS: Final = 16  # runs that are closed at once, where closing them is not timed
 _BLOCK_VALUES: Final = 40_000  # in the dicts that exist at once
-_LEAST_TICKS: Final = 20  # whose calls make a median
+_SHORT_TICKS: Final = 20  # of a log that costs what any log of its statistics costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +67,21 @@ SIZES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Ticks of some keys.  Each figure is that of one value of a statistic.
+    """Ticks of some keys.
 
     Args:
+        values: of statistics that were logged.
         call_ns: p50 of a call, net of the timer.
-        trainer_us: CPU time of the process that logs, without making the dicts.
-        daemon_us: CPU time of the daemon until it has left.
+        trainer_s: CPU time of the process that logs, without making the dicts.
+        daemon_s: CPU time of the daemon until it has left.
         file_bytes: of the sealed log.
     """
 
+    values: int
     call_ns: float
-    trainer_us: float
-    daemon_us: float
-    file_bytes: float
+    trainer_s: float
+    daemon_s: float
+    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,14 @@ class Runs:
 def run(size: Size) -> Result:
     """Measure all numbers of keys, and then of runs."""
     harness.tell(f"{NAME}: keys")
+    ticks = {f"{n}": max(2 * _SHORT_TICKS, size.values // n) for n in size.keys}
+    ticks |= {_short(n): _SHORT_TICKS for n in size.keys}
     keys = harness.interleaved(
-        {str(n): partial(harness.fresh, measure_keys, n, size) for n in size.keys}, size.rounds
+        {
+            name: partial(harness.fresh, measure_keys, int(name.split()[0]), count)
+            for name, count in ticks.items()
+        },
+        size.rounds,
     )
     harness.tell(f"{NAME}: runs")
     runs = harness.interleaved(
@@ -118,10 +127,12 @@ def run(size: Size) -> Result:
 
 
 # --- keys -----------------------------------------------------------------------------------------
-def measure_keys(count: int, size: Size) -> Keys:
+def _short(count: int) -> str:
+    return f"{count} short"
+
+
+def measure_keys(count: int, ticks: int) -> Keys:
     """Log ticks of so many statistics.  For a process of its own."""
-    ticks = max(_LEAST_TICKS, size.values // count)
-    values = ticks * count
     spent: list[int] = []
     timer: list[int] = []
     cpu_s = 0.0
@@ -143,7 +154,7 @@ def measure_keys(count: int, size: Size) -> Keys:
         _check(space, 1, ticks)
         file_bytes = path.stat().st_size
     call_ns = harness.fine_median(spent, _STEP_NS) - harness.fine_median(timer, _STEP_NS)
-    return Keys(call_ns / count, cpu_s / values * 1e6, daemon_s / values * 1e6, file_bytes / values)
+    return Keys(ticks * count, call_ns, cpu_s, daemon_s, file_bytes)
 
 
 def _blocks(count: int, ticks: int) -> Iterator[list[Tick]]:
@@ -220,7 +231,7 @@ def _publish(space: Workspace) -> None:
 
 
 def _close(space: Workspace, log: MLELogger) -> tuple[float, float]:
-    """Close a run.  Returns: seconds, and the daemon's CPU time, in which the sealing may not be."""
+    """Close a run.  Returns: seconds, and the daemon's CPU time, perhaps without the sealing."""
     begun, daemon = time.monotonic(), space.daemon_cpu_s()
     log.close(_TIMEOUT_S)
     return time.monotonic() - begun, space.daemon_cpu_s() - daemon
@@ -235,30 +246,33 @@ def _close_all(space: Workspace, logs: Sequence[MLELogger]) -> float:
 
 
 # --- tables ---------------------------------------------------------------------------------------
+def _net_us(each: dict[str, Keys], count: int, figure: str) -> float:
+    """CPU time of a value, without what the log costs however short it is."""
+    long, short = each[str(count)], each[_short(count)]
+    spent: float = getattr(long, figure) - getattr(short, figure)
+    return spent / (long.values - short.values) * 1e6
+
+
 def _keys_table(size: Size, rounds: list[dict[str, Keys]]) -> Table:
-    first = str(size.keys[0])
     rows = []
     for count in size.keys:
         of = [each[str(count)] for each in rounds]
-        cpu_x = harness.median(
-            each[str(count)].daemon_us / each[first].daemon_us for each in rounds
-        )
         rows.append(
             (
                 count,
-                max(_LEAST_TICKS, size.values // count),
-                harness.median(k.call_ns for k in of),
-                harness.median(k.trainer_us for k in of),
-                harness.median(k.daemon_us for k in of),
-                cpu_x,
-                harness.median(k.file_bytes for k in of),
+                of[0].values // count,
+                harness.median(k.call_ns / count for k in of),
+                harness.median(_net_us(each, count, "trainer_s") for each in rounds),
+                harness.median(_net_us(each, count, "daemon_s") for each in rounds),
+                harness.median(each[_short(count)].daemon_s / count for each in rounds) * 1e3,
+                harness.median(k.file_bytes / k.values for k in of),
             )
         )
     columns = (
         *("statistics", "ticks", "call p50, ns a value", "trainer CPU, us a value"),
-        *("daemon CPU, us a value", "x first", "file, bytes a value"),
+        *("daemon CPU, us a value", "short log, daemon CPU, ms a statistic", "file, bytes a value"),
     )
-    title = f"Keys: {size.values:,} values in ticks of few and of many statistics"
+    title = f"Keys: values in ticks of few and of many statistics, net of {_SHORT_TICKS} ticks"
     return Table(title, columns, tuple(rows))
 
 
@@ -292,7 +306,7 @@ def _pictures(
     size: Size, keys: list[dict[str, Keys]], runs: list[dict[str, Runs]]
 ) -> tuple[Picture, ...]:
     def of_keys(figure: str) -> tuple[float, ...]:
-        found: Any = [[getattr(each[str(n)], figure) for each in keys] for n in size.keys]
+        found = [[_net_us(each, n, figure) for each in keys] for n in size.keys]
         return tuple(map(harness.median, found))
 
     def of_runs(figure: str, factor: float) -> tuple[float, ...]:
@@ -304,7 +318,7 @@ def _pictures(
             "keys",
             "CPU time of a value, by the number of statistics in a tick",
             "us a value",
-            {"trainer": of_keys("trainer_us"), "daemon": of_keys("daemon_us")},
+            {"trainer": of_keys("trainer_s"), "daemon": of_keys("daemon_s")},
             tuple(map(float, size.keys)),
             "statistics in a tick",
             log=True,
