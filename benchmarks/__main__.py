@@ -10,20 +10,27 @@ import sys
 from typing import Any, Final
 
 from benchmarks import (
+    ceiling,
     checkpoint,
     end_to_end,
     growth,
     harness,
+    instructions,
     loading,
     merge_beside,
     merging,
+    shapes,
     update_cost,
+    visible,
 )
 
 # A benchmark is a module with NAME, SIZES and run(size) -> Result.
 BENCHMARKS: Final[dict[str, Any]] = {
     each.NAME: each
-    for each in (update_cost, growth, end_to_end, checkpoint, loading, merging, merge_beside)
+    for each in (
+        *(update_cost, instructions, growth, shapes, end_to_end, ceiling, visible),
+        *(checkpoint, loading, merging, merge_beside),
+    )
 }
 
 

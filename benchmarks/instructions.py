@@ -54,21 +54,29 @@ STATEMENTS: Final = {
     "time.time()": "now()",
     "struct pack_into": "pack(segment, at, 0.5, step, 96, 0.731, 0.843, head)",
 }
+_PARTS: Final = tuple(name for name in STATEMENTS if name not in (_LOOP, FLOOR, WRITER))
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is counted.  Args: few, many: calls; logger: whether a real one is, too."""
+    """How much is counted.
+
+    Args:
+        few, many: calls.
+        statements: that are counted besides the loop, the floor and the writer.
+        logger: whether a real one is, too.
+    """
 
     few: int
     many: int
+    statements: tuple[str, ...] = _PARTS
     logger: bool = True
 
 
 SIZES: Final = {
     "full": Size(few=2_000, many=42_000),
     "quick": Size(few=2_000, many=12_000),
-    "tiny": Size(few=100, many=300, logger=False),
+    "tiny": Size(few=100, many=300, statements=(), logger=False),
 }
 
 
@@ -87,7 +95,8 @@ def run(size: Size) -> Result:
         tool = find_tool(folder)
         if not tool:
             return _nothing()
-        described = {name: _source(statement) for name, statement in STATEMENTS.items()}
+        names = (_LOOP, FLOOR, WRITER, *size.statements)
+        described = {name: description(STATEMENTS[name]) for name in names}
         if size.logger:
             described[LOGGER] = _logger(space)
         harness.tell(f"{NAME}: {len(described)} statements, with {tool}")
@@ -116,7 +125,7 @@ def find_tool(folder: Path) -> str:
     return ""
 
 
-def _source(statement: str) -> dict[str, Any]:
+def description(statement: str) -> dict[str, Any]:
     """What `counted` needs to run a statement with a generated writer."""
     described = ticks.describe(counted.CLOCK, counted.STATS)
     assert described.direct is not None

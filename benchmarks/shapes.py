@@ -2,7 +2,7 @@
 
 * *keys*: the same number of values, in many ticks of few or in few ticks of many.  The caller's
   time and the daemon's CPU time are those of a value, so that what is flat is in proportion.  What
-  a log of so many statistics costs however short it is, is measured with a few ticks, and taken off.
+  a log of so many statistics costs however short it is, is measured with few ticks and taken off.
 * *runs*: the same number of ticks, spread over more and more runs that one process has open through
   one daemon.  A tick goes to each in turn.  Then some runs are closed one after another, while the
   others stay open, and the rest at once.
