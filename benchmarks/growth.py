@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import end_to_end, harness
-from benchmarks.harness import Goal, Result, Table, Tick
+from benchmarks.harness import Goal, Picture, Result, Table, Tick
 from benchmarks.workspace import Workspace, workspace
 
 NAME: Final = "growth"
@@ -69,7 +69,7 @@ class Size:
 
 SIZES: Final = {
     "full": Size((1_000, 10_000, 100_000, 1_000_000), 15, 100, 10.0, 3, 1_000, 5, (10_000_000,)),
-    "quick": Size((1_000, 10_000, 100_000, 1_000_000), 5, 100, 4.0, 1, 1_000, 1),
+    "quick": Size((1_000, 10_000, 100_000, 1_000_000), 5, 100, 4.0, 1, 1_000, 1, (10_000_000,)),
     "tiny": Size((100, 1_000), 1, 20, 0.1, 1, 1_000, 1, (10_000, 30_000)),
 }
 
@@ -97,7 +97,8 @@ def run(size: Size) -> Result:
         ),
         _whole_goal(size, whole),
     )
-    return Result(NAME, tables, goals, {"visits": visits, "paces": paces, "whole": whole})
+    figures = {"visits": visits, "paces": paces, "whole": whole}
+    return Result(NAME, tables, goals, figures, _pictures(size, visits, whole))
 
 
 # --- runs that are open ---------------------------------------------------------------------------
@@ -328,5 +329,31 @@ def _whole_goal(size: Size, rounds: list[dict[str, end_to_end.Run]]) -> Goal:
         harness.median(
             _net_in_round_us(each, size, last) / _net_in_round_us(each, size, reference)
             for each in rounds
+        ),
+    )
+
+
+def _pictures(
+    size: Size, visits: list[dict[str, Visit]], whole: list[dict[str, end_to_end.Run]]
+) -> tuple[Picture, ...]:
+    calls = [harness.median(each[str(n)].call_ns for each in visits) for n in size.lengths]
+    nets = [_net_us(whole, size, n) for n in size.whole[1:]]
+    label = "ticks in the run"
+    return (
+        Picture(
+            "calls",
+            "update(save=True) as a run grows",
+            "p50 of a call, ns",
+            {"update(save=True)": tuple(calls)},
+            tuple(map(float, size.lengths)),
+            label,
+        ),
+        Picture(
+            "ticks",
+            "CPU of a tick of a whole run, both processes, net of the shortest run",
+            "us a tick",
+            {"both processes": tuple(nets)},
+            tuple(map(float, size.whole[1:])),
+            label,
         ),
     )

@@ -33,6 +33,8 @@ _NOW: Final = time.perf_counter_ns
 _STEP_NS: Final = harness.clock_step(_NOW)
 _TIMEOUT_S: Final = 300.0
 _CLOSERS: Final = 16  # runs that are closed at once, where closing them is not timed
+_LOOK_S: Final = 0.3  # between two looks whether the daemon still works
+_IDLE_SHARE: Final = 0.1  # of a core, which one that only looks after open runs does not use
 _BLOCK_VALUES: Final = 40_000  # in the dicts that exist at once
 _SHORT_TICKS: Final = 20  # of a log that costs what any log of its statistics costs
 
@@ -239,10 +241,24 @@ def _close(space: Workspace, log: MLELogger) -> tuple[float, float]:
 
 def _close_all(space: Workspace, logs: Sequence[MLELogger]) -> float:
     """Close the rest.  Returns: the daemon's CPU time for each; 0 where there is none."""
+    _settle(space)
     daemon = space.daemon_cpu_s()
     with ThreadPoolExecutor(_CLOSERS) as pool:
         list(pool.map(lambda log: log.close(_TIMEOUT_S), logs))
+    _settle(space)
     return (space.daemon_cpu_s() - daemon) / len(logs) if logs else 0.0
+
+
+def _settle(space: Workspace) -> None:
+    """Wait until the daemon has nothing to do.  It seals a log after `close()` has returned."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    used = space.daemon_cpu_s()
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+        before, used = used, space.daemon_cpu_s()
+        if used - before < _IDLE_SHARE * _LOOK_S:
+            return
+    raise TimeoutError("the daemon does not come to rest")
 
 
 # --- tables ---------------------------------------------------------------------------------------
