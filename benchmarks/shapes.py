@@ -235,8 +235,14 @@ def _publish(space: Workspace) -> None:
 def _close(space: Workspace, log: MLELogger) -> tuple[float, float]:
     """Close a run.  Returns: seconds, and the daemon's CPU time, perhaps without the sealing."""
     begun, daemon = time.monotonic(), space.daemon_cpu_s()
-    log.close(_TIMEOUT_S)
+    _end(log)
     return time.monotonic() - begun, space.daemon_cpu_s() - daemon
+
+
+def _end(log: MLELogger) -> None:
+    report = log.close(_TIMEOUT_S)
+    if report.spilled or report.lost or log.errors():
+        raise RuntimeError(f"this is what became of the ticks: {report}, {log.errors()}")
 
 
 def _close_all(space: Workspace, logs: Sequence[MLELogger]) -> float:
@@ -244,7 +250,7 @@ def _close_all(space: Workspace, logs: Sequence[MLELogger]) -> float:
     _settle(space)
     daemon = space.daemon_cpu_s()
     with ThreadPoolExecutor(_CLOSERS) as pool:
-        list(pool.map(lambda log: log.close(_TIMEOUT_S), logs))
+        list(pool.map(_end, logs))
     _settle(space)
     return (space.daemon_cpu_s() - daemon) / len(logs) if logs else 0.0
 
