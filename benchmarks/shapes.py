@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import h5py
@@ -26,15 +27,15 @@ import psutil
 from benchmarks import harness
 from benchmarks.harness import Picture, Result, Table, Tick
 from benchmarks.workspace import Workspace, workspace
-from mle_client import MLELogger, control
+from mle_client import MLELogger, control, layout
 
 NAME: Final = "shapes"
 _NOW: Final = time.perf_counter_ns
 _STEP_NS: Final = harness.clock_step(_NOW)
 _TIMEOUT_S: Final = 300.0
 _CLOSERS: Final = 16  # runs that are closed at once, where closing them is not timed
-_LOOK_S: Final = 0.3  # between two looks whether the daemon still works
-_IDLE_SHARE: Final = 0.1  # of a core, which one that only looks after open runs does not use
+_COMPLETE: Final = " is complete: "  # in the daemon's log, of a run that is sealed
+_LOOK_S: Final = 0.1  # between two looks into it
 _BLOCK_VALUES: Final = 40_000  # in the dicts that exist at once
 _SHORT_TICKS: Final = 20  # of a log that costs what any log of its statistics costs
 
@@ -199,7 +200,7 @@ def measure_runs(count: int, size: Size) -> Runs:
         trainer_s, daemon_s = time.process_time() - own, space.daemon_cpu_s() - daemon
         rss = psutil.Process(space.daemon_pid).memory_info().rss
         closes = [_close(space, log) for log in logs[: size.closes]]
-        rest_s = _close_all(space, logs[size.closes :])
+        rest_s = _close_all(space, logs[size.closes :], len(closes))
         space.stop()
         _check(space, count, ticks)
     logged = max(1, ticks - count)
@@ -245,26 +246,31 @@ def _end(log: MLELogger) -> None:
         raise RuntimeError(f"this is what became of the ticks: {report}, {log.errors()}")
 
 
-def _close_all(space: Workspace, logs: Sequence[MLELogger]) -> float:
-    """Close the rest.  Returns: the daemon's CPU time for each; 0 where there is none."""
-    _settle(space)
+def _close_all(space: Workspace, logs: Sequence[MLELogger], closed: int) -> float:
+    """Close the rest.
+
+    Args:
+        closed: how many were closed before.
+
+    Returns:
+        The daemon's CPU time for each until it is sealed; 0 where there is none.
+    """
+    _wait_until_sealed(space, closed)
     daemon = space.daemon_cpu_s()
     with ThreadPoolExecutor(_CLOSERS) as pool:
         list(pool.map(_end, logs))
-    _settle(space)
+    _wait_until_sealed(space, closed + len(logs))
     return (space.daemon_cpu_s() - daemon) / len(logs) if logs else 0.0
 
 
-def _settle(space: Workspace) -> None:
-    """Wait until the daemon has nothing to do.  It seals a log after `close()` has returned."""
+def _wait_until_sealed(space: Workspace, runs: int) -> None:
+    """Wait until the daemon is through with so many runs: it seals one after `close()` is over."""
+    log = Path(layout.state_path(str(space.root), layout.LOG_FILE))
     deadline = time.monotonic() + _TIMEOUT_S
-    used = space.daemon_cpu_s()
-    while time.monotonic() < deadline:
+    while log.read_text().count(_COMPLETE) < runs:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{log} does not say that {runs} logs are complete")
         time.sleep(_LOOK_S)
-        before, used = used, space.daemon_cpu_s()
-        if used - before < _IDLE_SHARE * _LOOK_S:
-            return
-    raise TimeoutError("the daemon does not come to rest")
 
 
 # --- tables ---------------------------------------------------------------------------------------
