@@ -120,7 +120,7 @@ def find_tool(folder: Path) -> str:
             place = Path(tempfile.mkdtemp(dir=folder))
             if _total(tool, command, place, dict(os.environ)).total > 0:
                 return tool
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, subprocess.SubprocessError):
             continue
     return ""
 
