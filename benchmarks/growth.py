@@ -6,9 +6,9 @@ Three views, for a cost can hide in one of them:
   which is timed, and a `flush()`, which is timed too, with the CPU time of both processes for it.
 * *paced*: the same runs get 1,000 ticks a second for some seconds, as a trainer gives them.  Here a
   publication, which copies the file, must be paid from few ticks; a fast loop would hide it.
-* *whole runs*: new runs of each length, as fast as they can be logged, each with a daemon of its
-  own, from the first tick until the daemon has sealed the file and left.  What a run costs however
-  short it is, is taken off by looking at the differences between lengths.
+* *whole runs*: new runs of each length, and of longer ones, as fast as they can be logged, each
+  with a daemon of its own, from the first tick until the daemon has sealed the file and left.  What
+  a run costs however short it is, is taken off by looking at the differences between lengths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import end_to_end, harness
-from benchmarks.harness import Goal, Result, Table, Tick
+from benchmarks.harness import Goal, Picture, Result, Table, Tick
 from benchmarks.workspace import Workspace, workspace
 
 NAME: Final = "growth"
@@ -34,6 +34,8 @@ _PACE_S: Final = 0.01  # between two bursts: sleeping between single ticks would
 _EMPTY_BURSTS: Final = 50  # of which the cost of keeping the pace is learned
 _WARM_UP_LOOPS: Final = 200  # some milliseconds: a core that slept is slow at first
 _TIMEOUT_S: Final = 120.0
+# Times the shortest run: below that the ticks cost less than the fixed part varies.
+_NET_FROM: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Size:
         paced_s, paced_rounds: seconds of one paced window, and how many there are.
         ticks_per_s: the pace.
         whole_rounds: how often whole runs are logged.
+        longer: lengths of whole runs besides, which are not kept open.
     """
 
     lengths: tuple[int, ...]
@@ -56,12 +59,18 @@ class Size:
     paced_rounds: int
     ticks_per_s: int
     whole_rounds: int
+    longer: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Lengths of whole runs."""
+        return (*self.lengths, *self.longer)
 
 
 SIZES: Final = {
-    "full": Size((1_000, 10_000, 100_000, 1_000_000), 15, 100, 10.0, 3, 1_000, 5),
-    "quick": Size((1_000, 10_000, 100_000, 1_000_000), 5, 100, 4.0, 1, 1_000, 1),
-    "tiny": Size((100, 1_000), 1, 20, 0.1, 1, 1_000, 1),
+    "full": Size((1_000, 10_000, 100_000, 1_000_000), 15, 100, 10.0, 3, 1_000, 5, (10_000_000,)),
+    "quick": Size((1_000, 10_000, 100_000, 1_000_000), 5, 100, 4.0, 1, 1_000, 1, (10_000_000,)),
+    "tiny": Size((100, 1_000), 1, 20, 0.1, 1, 1_000, 1, (10_000, 30_000)),
 }
 
 
@@ -71,7 +80,7 @@ def run(size: Size) -> Result:
     visits, paces, open_bytes = harness.fresh(measure_open_runs, size)
     harness.tell(f"{NAME}: whole runs")
     whole = harness.interleaved(
-        {str(n): partial(end_to_end.run_ours, 1, n, save=True) for n in size.lengths},
+        {str(n): partial(end_to_end.run_ours, 1, n, save=True) for n in size.whole},
         size.whole_rounds,
     )
     tables = (
@@ -86,8 +95,10 @@ def run(size: Size) -> Result:
             FLAT,
             harness.median(each[last].call_ns / each[first].call_ns for each in visits),
         ),
+        _whole_goal(size, whole),
     )
-    return Result(NAME, tables, goals, {"visits": visits, "paces": paces, "whole": whole})
+    figures = {"visits": visits, "paces": paces, "whole": whole}
+    return Result(NAME, tables, goals, figures, _pictures(size, visits, whole))
 
 
 # --- runs that are open ---------------------------------------------------------------------------
@@ -265,7 +276,7 @@ def _whole_table(
     size: Size, rounds: list[dict[str, end_to_end.Run]], open_bytes: dict[str, float]
 ) -> Table:
     rows = []
-    for before, length in itertools.pairwise((0, *size.lengths)):
+    for before, length in itertools.pairwise((0, *size.whole)):
         of = [each[str(length)] for each in rounds]
         rows.append(
             (
@@ -274,13 +285,15 @@ def _whole_table(
                 harness.median(run.producers_cpu_s for run in of) * 1e3,
                 harness.median(run.writer_cpu_s for run in of) * 1e3,
                 _marginal_us(rounds, before, length) if before else "",
-                open_bytes[str(length)],
+                _net_us(rounds, size, length) if before else "",
+                open_bytes.get(str(length), ""),
                 harness.median(run.file_bytes / run.ticks for run in of),
             )
         )
     columns = (
         *("ticks in the run", "until closed, ms", "client CPU, ms", "daemon CPU, ms"),
-        *("CPU of each further tick, us", "file open, bytes a tick", "sealed"),
+        *("CPU of each further tick, us", "of all but the first", "file open, bytes a tick"),
+        "sealed",
     )
     title = "whole runs: logged with save=True at full speed, medians over the rounds"
     return Table(title, columns, tuple(rows))
@@ -293,3 +306,54 @@ def _marginal_us(rounds: list[dict[str, end_to_end.Run]], short: int, long: int)
         for length in (short, long)
     }
     return (costs[long] - costs[short]) / (long - short)
+
+
+def _net_us(rounds: list[dict[str, end_to_end.Run]], size: Size, length: int) -> float:
+    """CPU time of a tick of a run, without that of the shortest run, which is all but fixed."""
+    return harness.median(_net_in_round_us(each, size, length) for each in rounds)
+
+
+def _net_in_round_us(runs: dict[str, end_to_end.Run], size: Size, length: int) -> float:
+    first = size.lengths[0]
+    spent = runs[str(length)].cpu_us * length - runs[str(first)].cpu_us * first
+    return spent / (length - first)
+
+
+def _whole_goal(size: Size, rounds: list[dict[str, end_to_end.Run]]) -> Goal:
+    """That a tick costs no more in the longest run than in one that is not all fixed cost."""
+    last = size.whole[-1]
+    reference = next(n for n in size.whole if n >= _NET_FROM * size.lengths[0])
+    return Goal(
+        f"CPU of a tick in a run of {last:,}, x one of {reference:,}, net of the shortest run",
+        FLAT,
+        harness.median(
+            _net_in_round_us(each, size, last) / _net_in_round_us(each, size, reference)
+            for each in rounds
+        ),
+    )
+
+
+def _pictures(
+    size: Size, visits: list[dict[str, Visit]], whole: list[dict[str, end_to_end.Run]]
+) -> tuple[Picture, ...]:
+    calls = [harness.median(each[str(n)].call_ns for each in visits) for n in size.lengths]
+    nets = [_net_us(whole, size, n) for n in size.whole[1:]]
+    label = "ticks in the run"
+    return (
+        Picture(
+            "calls",
+            "update(save=True) as a run grows",
+            "p50 of a call, ns",
+            {"update(save=True)": tuple(calls)},
+            tuple(map(float, size.lengths)),
+            label,
+        ),
+        Picture(
+            "ticks",
+            "CPU of a tick of a whole run, both processes, net of the shortest run",
+            "us a tick",
+            {"both processes": tuple(nets)},
+            tuple(map(float, size.whole[1:])),
+            label,
+        ),
+    )

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,13 +55,15 @@ class Workspace:
     Args:
         root: its folder.
         options: of the command line.  Without any it merges nothing: the logs of seeds stay.
+        program: a command that is run in place of `python -m mle_daemon`.
     """
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path, *options: str, program: Sequence[str] = ()) -> None:
         self.root = root
-        words = ("start", "--root", str(root), "--foreground", "--json")
+        words = ["start", "--root", str(root), "--foreground", "--json"]
+        words += options or ("--merge", "off")
         self._daemon = subprocess.Popen(
-            discovery.python_command(*words, *(options or ("--merge", "off"))),
+            [*program, *words] if program else discovery.python_command(*words),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=discovery.python_environment(),
@@ -173,14 +175,36 @@ def variables(values: Mapping[str, str | None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def workspace() -> Iterator[Workspace]:
-    """A workspace whose daemon is stopped, and whose files go, in the end."""
+def workspace(program: Sequence[str] = ()) -> Iterator[Workspace]:
+    """A workspace whose daemon is stopped, and whose files go, in the end.
+
+    Args:
+        program: as of `Workspace`.
+    """
     with private_folders() as folder:
         root = folder / "root"
         root.mkdir()
-        space = Workspace(root)
+        space = Workspace(root, program=program)
         try:
             yield space
         finally:
             if space.running:
                 space.stop()
+
+
+@contextlib.contextmanager
+def watched_workspace(profiled: str = "") -> Iterator[tuple[Workspace, Path]]:
+    """A workspace whose daemon tells of its threads when it has left.
+
+    Args:
+        profiled: the thread whose functions are timed; "" for none.
+
+    Yields:
+        It, and the file in which `watched_daemon` reports.
+    """
+    with tempfile.TemporaryDirectory(prefix="mle-bench-") as folder:
+        report = Path(folder) / "report"
+        program = Path(__file__).with_name("watched_daemon.py")
+        command = [sys.executable, "-P", str(program), str(report), profiled]
+        with workspace(command) as space:
+            yield space, report

@@ -72,7 +72,10 @@ def test_growth_reports_each_length_in_each_view() -> None:
     result = growth.run(size)
 
     assert_is_complete(result)
-    assert [[row[0] for row in table.rows] for table in result.tables] == [[*size.lengths]] * 3
+    *opened, whole = [[row[0] for row in table.rows] for table in result.tables]
+    assert opened == [[*size.lengths]] * 2
+    assert whole == [*size.whole]
+    assert [goal.limit for goal in result.goals] == [1.1, 1.1]
 
 
 def test_end_to_end_runs_every_system() -> None:
