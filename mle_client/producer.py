@@ -219,9 +219,10 @@ class Producer:
             The stream position behind the last tick.
         """
         if not self._closed:
-            self._write_set_aside()
-            self._maybe_tell_gap()
-            self._tell_ring()
+            if not self._is_told():
+                self._write_set_aside()
+                self._maybe_tell_gap()
+                self._tell_ring()
             self.ring.prepare()
             if self._tally is not None and self._counting.acquire(blocking=False):
                 try:
@@ -229,6 +230,15 @@ class Producer:
                 finally:
                     self._counting.release()
         return self.ring.head
+
+    def _is_told(self) -> bool:
+        """Whether nothing has come since the last look; quick, for there may be many loggers."""
+        home = self._home
+        return (
+            not (self._set_aside or self._gap)
+            and home.baton == [home.segment.end + len(home.head)]
+            and self._home is home
+        )
 
     def _tell_ring(self) -> None:
         for _ in range(_LOST_AFTER_LOOKS):

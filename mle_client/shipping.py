@@ -143,6 +143,11 @@ class Shipper:
         with self._changed:
             return frozenset(parcel.shipment.number for parcel in self._parcels(producer))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is on its way."""
+        return any(lane.parcels for lane in tuple(self._lanes.values()))
+
     def pending_bytes(self, producer: ProducerId) -> int:
         """Bytes of a producer's artifacts that are not stored."""
         with self._changed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import socket as sockets
 import threading
 import time
@@ -45,11 +46,13 @@ from mle_client.session import Session
 from mle_client.shipping import Shipper
 from mle_client.snapshot import Arena
 
-# How long a round may wait while ticks come in: a batch then has thousands of fast ticks, and the
-# thread takes the interpreter from the trainer fifty times a second.
+# How long a round waits while much comes in: a batch then has thousands of fast ticks, and what a
+# ring takes in memory stays small.
 _BUSY_WAIT_S: Final = 0.02
-# And at most while none come: five wake-ups a second cost about 0.05 % of a core.
-_IDLE_WAIT_S: Final = 0.2
+# While a round has less than so many bytes, there is time: each takes some 0.4 ms of CPU, and what
+# waits in the ring is as safe from a kill as what was sent.
+_MUCH_BYTES: Final = 65_536
+_CALM_WAIT_S: Final = 0.2
 # Unanswered for so long, the daemon's process is looked at.
 _LOOK_AFTER_S: Final = 0.5
 _HELLO_TIMEOUT_S: Final = 5.0
@@ -162,6 +165,7 @@ class Transport:
         self._tokens = itertools.count(1)
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = -1, -1
+        self._waker: Any = None  # waits for the pipe alone
         self._context: Any = None
         self._link: _Link | None = None
         self._retry_s = _FIRST_RETRY_S
@@ -266,9 +270,9 @@ class Transport:
                 self._report(error)
                 self._disconnect()
                 self._later()
-                sent = False
+                sent = 0
                 time.sleep(_BUSY_WAIT_S)
-            wait_s = _BUSY_WAIT_S if sent else min(2 * wait_s, _IDLE_WAIT_S)
+            wait_s = _BUSY_WAIT_S if sent >= _MUCH_BYTES else _CALM_WAIT_S
 
     def _go_on(self) -> bool:
         with self._lock:
@@ -281,13 +285,15 @@ class Transport:
                 self._context = None
             read, write = self._wake_read, self._wake_write
             self._wake_read = self._wake_write = -1
+            self._waker = None
             os.close(read)
             os.close(write)
             self._thread = None
             return False
 
-    def _round(self, wait_s: float) -> bool:
-        """One round.  Returns: whether anything was sent."""
+    def _round(self, wait_s: float) -> int:
+        """One round: wait, then send what has come meanwhile.  Returns: how many bytes."""
+        self._listen(wait_s)
         for channel in tuple(self._channels.values()):
             channel.catch_up()
             if channel.end is not None:
@@ -299,18 +305,16 @@ class Transport:
                 channel.arena.tidy()
         if self._link is None and now >= self._retry_at:
             self._connect(now)
-        self._listen(wait_s)
-        now = time.monotonic()
         link = self._link
         if link is None or not self._is_well(link, now) or link.welcome is None:
-            return False
-        sent = False
+            return 0
+        sent = 0
         for channel in tuple(self._channels.values()):
             # One at a time: a trainer that saves at every tick must not put it off for ever.
             if channel.save_wanted and channel.save_at is None:
                 channel.save_wanted = False  # first: what is logged from now on may ask again
                 channel.save_at = channel.catch_up()
-            sent = self._ship(link, channel, now) or sent
+            sent += self._ship(link, channel, now)
         self._send_requests(link, now)
         return sent
 
@@ -318,25 +322,42 @@ class Transport:
         """Wait for answers, or to be woken, and take in what came."""
         import zmq
 
-        poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
-        if self._link is not None:
-            poller.register(self._link.socket, zmq.POLLIN)
-            if self._link.handshake is not None:
-                poller.register(self._link.handshake.monitor, zmq.POLLIN)
-        ready = dict(poller.poll(int(wait_s * 1000)))
-        if self._wake_read in ready:
+        self._wait(wait_s)
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 65536)
         link = self._link
         handshake = link.handshake if link is not None else None
         if link is not None and handshake is not None and (problem := handshake.problem()):
             raise DaemonUnavailable(link.address, problem)
-        while self._link is not None:
-            try:
-                frames = self._link.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._answered(self._link, wire.decode(frames))
+        while self._link is not None and self._link.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._answered(self._link, wire.decode(self._link.socket.recv_multipart(zmq.NOBLOCK)))
+
+    def _wait(self, wait_s: float) -> None:
+        """Wait to be woken; for the daemon's answers only where somebody waits for one.
+
+        An acknowledgement can wait until the next round: a round for each would cost the trainer as
+        much as sending does.
+        """
+        import zmq
+
+        if self._waker is None:
+            self._waker = select.poll()
+            self._waker.register(self._wake_read, select.POLLIN)
+        link = self._link
+        if link is None or not self._is_expecting(link):
+            self._waker.poll(int(wait_s * 1000))
+            return
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        poller.register(link.socket, zmq.POLLIN)
+        if link.handshake is not None:
+            poller.register(link.handshake.monitor, zmq.POLLIN)
+        poller.poll(int(wait_s * 1000))
+
+    def _is_expecting(self, link: _Link) -> bool:
+        """Whether something goes on when the daemon has answered."""
+        is_full = any(c.session.sent < c.ring.head for c in tuple(self._channels.values()))
+        return link.welcome is None or bool(self._waits) or is_full or self.shipper.is_busy
 
     # --- the connection -----------------------------------------------------------------------
     def _connect(self, now: float) -> None:
@@ -501,14 +522,18 @@ class Transport:
             channel.on_error(known)
 
     # --- sending ------------------------------------------------------------------------------
-    def _ship(self, link: _Link, channel: Channel, now: float) -> bool:
-        """Send what is new of a ring, as far as the daemon's window goes."""
+    def _ship(self, link: _Link, channel: Channel, now: float) -> int:
+        """Send what is new of a ring, as far as the daemon's window goes.
+
+        Returns:
+            How many bytes.
+        """
         import zmq
 
         session, ring = channel.session, channel.ring
         if channel.refused or session.sent >= ring.head or link.welcome is None:
-            return False
-        sent = False
+            return 0
+        sent = 0
         try:
             for position, payload in ring.pending(session.sent):
                 room = session.may_send(link.welcome.window)
@@ -519,7 +544,7 @@ class Transport:
                 # recycled until ZeroMQ says that it has let go (docs/decisions).
                 link.socket.send_multipart([header, payload], zmq.NOBLOCK, copy=True)
                 session.sent_to(position + len(payload), now)
-                sent = True
+                sent += len(payload)
         except zmq.Again:
             pass  # the socket's queue is full; the next round goes on
         except LookupError as error:
@@ -555,6 +580,7 @@ class Transport:
             with contextlib.suppress(OSError):
                 os.close(fd)
         self._wake_read = self._wake_write = -1  # the numbers may be another file's soon
+        self._waker = None
         self._channels = {}
 
 
