@@ -34,8 +34,10 @@ from benchmarks import pictures, timing
 
 RESULTS: Final = Path(__file__).parent / "results"
 PACKAGES: Final = ("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack")
-# The folders of an absolute path, as text or JSON has it, and none of `ticks/s` or `https://`.
-_FOLDERS: Final = re.compile(r"""(?:(?<![\w.…/])|(?<=://)|(?<=\\[nt]))/(?:[^\s/"'\\:,;()]+/)+""")
+# The folders of an absolute path, as text, JSON or a compiler's -L has it; not `ticks/s`, `https://`.
+_FOLDERS: Final = re.compile(
+    r"""(?:(?<![\w.…/])|(?<=://)|(?<=\\[nt])|(?<=-[LI]))/(?:[^\s/"'\\:,;()]+/)+"""
+)
 
 T = TypeVar("T")
 

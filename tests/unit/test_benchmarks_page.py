@@ -151,7 +151,8 @@ def test_the_same_files_make_the_same_page(docs: Path) -> None:
 # --- results --------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("results")
 def test_no_folder_of_the_machine_is_in_a_result_or_on_the_page(tmp_path: Path, docs: Path) -> None:
-    said = f"root      {tmp_path}/root\n{tmp_path}/b.sock\nendpoint  ipc://{tmp_path}/a.sock"
+    at = tmp_path
+    said = f"root      {at}/root\n{at}/b.sock\nendpoint  ipc://{at}/a.sock -L{at}/lib"
     result = Result("cost", (Table("some", ("what",), ((said,),)),), (), {"status": [said]})
 
     file = harness.save(result, "tiny", BUSY)
@@ -160,7 +161,7 @@ def test_no_folder_of_the_machine_is_in_a_result_or_on_the_page(tmp_path: Path, 
         assert str(tmp_path) not in text
         assert not re.search(r"(?<![\w.…/(])/\w+/", text)
     kept = json.loads(file.read_text())["result"]["figures"]["status"]
-    assert kept == ["root      …/root\n…/b.sock\nendpoint  ipc://…/a.sock"]
+    assert kept == ["root      …/root\n…/b.sock\nendpoint  ipc://…/a.sock -L…/lib"]
 
 
 @pytest.mark.parametrize(
