@@ -34,8 +34,8 @@ check: $(VENV)/dev.stamp  ## format, lint, strict types, import arrows
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp  ## run the benchmarks; ARGS="update_cost --size quick" for some of them
-	@$(PY) -m benchmarks $(ARGS)
+bench: $(VENV)/dev.stamp  ## measure, and write docs/performance.md: 20 minutes; ARGS=update_cost for one benchmark
+	@$(PY) -m benchmarks --page $(ARGS)
 
 crash: $(VENV)/dev.stamp  ## run all crash tests, the long ones too, then a session of N=1000 kills
 	@$(PY) -m pytest tests/crash -m "long or not long" $(ARGS)

@@ -27,7 +27,7 @@ import psutil
 
 from benchmarks import checkpoint_calls as calls
 from benchmarks import harness, savers
-from benchmarks.harness import Goal, Result, Table
+from benchmarks.harness import Goal, Picture, Result, Table
 from benchmarks.workspace import Workspace, workspace
 
 NAME: Final = "checkpoint"
@@ -109,6 +109,7 @@ def run(size: Size) -> Result:
     figures: dict[str, Any] = {}
     tables: list[Table] = []
     found_goals: list[Goal] = []
+    pictures: list[Picture] = []
     for kind in size.kinds:
         harness.tell(f"{NAME}: {kind}, warm")
         warm = harness.fresh(measure_warm, kind, size)
@@ -117,14 +118,8 @@ def run(size: Size) -> Result:
         tables.append(table(kind, size, warm, cold))
         if warm:
             found_goals += goals(kind, size, warm)
-        figures[kind] = {
-            name: {
-                "warm": [asdict(each) for each in warm[name]],
-                "cold": [asdict(each) for each, _ in cold[name]],
-                "memory": [asdict(each) for _, each in cold[name]],
-            }
-            for name in warm
-        }
+            pictures.append(picture(kind, size, warm))
+        figures[kind] = {name: _figures(warm[name], cold[name]) for name in warm}
     harness.tell(f"{NAME}: ticks")
     figures["ticks"] = ticks = harness.fresh(calls.measure_ticks, size.bytes, size.tick_rounds)
     tables.append(calls.tick_table(ticks))
@@ -136,10 +131,16 @@ def run(size: Size) -> Result:
         large = Size(size.large_bytes, 1, 1, 1, 1)
         _, memory = harness.fresh(measure_alone, "numpy", savers.OURS, large)
         figures["large"] = asdict(memory)
-        row = (size.large_bytes / _MB, memory.before / _MB, memory.trainer / _MB)
-        columns = ("model, MB", "before, both", "trainer's growth", "daemon's growth")
-        tables.append(Table("Peak memory in MB", columns, ((*row, memory.daemon / _MB),)))
-    return Result(NAME, tuple(tables), tuple(found_goals), figures)
+        tables.append(_large_table(size, memory))
+    return Result(NAME, tuple(tables), tuple(found_goals), figures, tuple(pictures))
+
+
+def _figures(warm: list[Save], cold: list[tuple[Save, Memory]]) -> dict[str, Any]:
+    return {
+        "warm": [asdict(each) for each in warm],
+        "cold": [asdict(each) for each, _ in cold],
+        "memory": [asdict(each) for _, each in cold],
+    }
 
 
 # --- saving ---------------------------------------------------------------------------------------
@@ -282,6 +283,12 @@ def _ratio(warm: dict[str, list[Save]], name: str, what: str, to: str) -> float:
     return harness.median(float(getattr(a, what) / getattr(b, what)) for a, b in pairs)
 
 
+def _large_table(size: Size, memory: Memory) -> Table:
+    figures = (size.large_bytes, memory.before, memory.trainer, memory.daemon)
+    columns = ("model, MB", "before, both", "trainer's growth", "daemon's growth")
+    return Table("Peak memory in MB", columns, (tuple(each / _MB for each in figures),))
+
+
 def goals(kind: str, size: Size, warm: dict[str, list[Save]]) -> tuple[Goal, ...]:
     """What of this should be how."""
     returned = _ratio(warm, savers.OURS, "returned_s", savers.COPY)
@@ -292,3 +299,20 @@ def goals(kind: str, size: Size, warm: dict[str, list[Save]]) -> tuple[Goal, ...
         Goal(f"{kind}: durable, x raw write + fsync", DURABLE_GOAL, durable),
         Goal(f"{kind}: bytes written, x size", WRITTEN_GOAL, written),
     )
+
+
+def picture(kind: str, size: Size, warm: dict[str, list[Save]]) -> Picture:
+    """How long training waits, and how long it takes until the model is on the disk."""
+
+    def ms(name: str, figure: str) -> float:
+        return 1e3 * float(harness.median(getattr(each, figure) for each in warm[name]))
+
+    in_memory = (savers.COPY, savers.COPY_OWN)  # never durable
+    series = {
+        "return": tuple(ms(name, "returned_s") for name in warm),
+        "durable": tuple(
+            float("nan") if name in in_memory else ms(name, "durable_s") for name in warm
+        ),
+    }
+    title = f"Saving a {kind} model of {size.bytes / _MB:g} MB"
+    return Picture(kind, title, "ms", series, tuple(warm), log=True)

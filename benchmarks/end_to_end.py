@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from benchmarks import harness, naive
-from benchmarks.harness import Goal, Result, Table
+from benchmarks.harness import Goal, Picture, Result, Table
 from benchmarks.workspace import private_folders, workspace
 from mle_client import MLELogger
 
@@ -107,7 +107,27 @@ def run(size: Size) -> Result:
         *("producers", "system", "ticks/s", "calls/s", "CPU producers", "CPU writer", "CPU all"),
         *("CPU less loop", "x naive", "bytes a tick"),
     )
-    return Result(NAME, (Table(title, columns, tuple(rows)),), tuple(goals), figures)
+    table = Table(title, columns, tuple(rows))
+    return Result(NAME, (table,), tuple(goals), figures, _pictures(table))
+
+
+def _pictures(table: Table) -> tuple[Picture, ...]:
+    """CPU time, and speed, of each system."""
+    found = {row[:2]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    at = tuple(dict.fromkeys(producers for producers, _ in found))
+    return tuple(
+        Picture(
+            name,
+            title,
+            label,
+            {each: tuple(found[of, each][column] for of in at) for each in (OURS, NAIVE, LOOP)},
+            at,
+        )
+        for name, title, label, column in (
+            ("cpu", "CPU time of all processes", "us a tick", "CPU all"),
+            ("speed", "First tick until all is closed", "ticks/s", "ticks/s"),
+        )
+    )
 
 
 def _row(rounds: list[dict[str, Run]], name: str) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -33,6 +34,10 @@ from benchmarks import pictures, timing
 
 RESULTS: Final = Path(__file__).parent / "results"
 PACKAGES: Final = ("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack")
+# The folders of an absolute path, as text, JSON or a compiler's -L has it; not `ticks/s`, `https://`.
+_FOLDERS: Final = re.compile(
+    r"""(?:(?<![\w.…/])|(?<=://)|(?<=\\[nt])|(?<=-[LI]))/(?:[^\s/"'\\:,;()]+/)+"""
+)
 
 T = TypeVar("T")
 
@@ -197,22 +202,29 @@ def _own_s() -> float:
 def save(result: Result, size: str, circumstances: Mapping[str, float]) -> Path:
     """Write a result, and where it was measured, to a file of its own.  Returns: its path.
 
-    The pictures lie beside it, called as the result and each of them.
+    The pictures lie beside it, called as the result and each of them.  No folder of this machine
+    is named in it.
     """
     now = datetime.datetime.now(datetime.UTC)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{result.name}-{now:%Y%m%dT%H%M%S}.json"
     content = {
         "command": f"python -m benchmarks {result.name} --size {size}",
+        "size": size,
         "measured_at": now.isoformat(timespec="seconds"),
         "machine": machine(),
         "circumstances": dict(circumstances),
         "result": asdict(result),
     }
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    path.write_text(without_folders(json.dumps(content, indent=1, default=str)) + "\n")
     for picture in result.pictures:
         pictures.draw(picture, path.with_name(f"{path.stem}-{picture.name}.png"))
     return path
+
+
+def without_folders(text: str) -> str:
+    """A text in which absolute paths have lost their folders, which say nothing elsewhere."""
+    return _FOLDERS.sub("…/", text)
 
 
 def describe(result: Result) -> str:
@@ -220,14 +232,14 @@ def describe(result: Result) -> str:
     parts = [f"{table.title}\n{_text_table(table)}" for table in result.tables]
     parts += [
         f"{'met   ' if goal.met else 'MISSED'}  {goal.what}: "
-        f"{_cell(goal.measured)}, at most {_cell(goal.limit)}"
+        f"{shown(goal.measured)}, at most {shown(goal.limit)}"
         for goal in result.goals
     ]
     return "\n\n".join(parts)
 
 
 def _text_table(table: Table) -> str:
-    rows = [table.columns, *([_cell(cell) for cell in row] for row in table.rows)]
+    rows = [table.columns, *([shown(cell) for cell in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -240,7 +252,8 @@ def _text_table(table: Table) -> str:
     return "\n".join(itertools.chain(lines[:1], [rule], lines[1:]))
 
 
-def _cell(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A figure as people read it: three digits, and no fraction from 100 on."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

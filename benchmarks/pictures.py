@@ -6,6 +6,7 @@ It knows nothing of what is measured.  Where matplotlib is missing there are no 
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,13 +51,19 @@ def _bars(picture: Picture, axes: Any) -> None:
     for index, (name, values) in enumerate(picture.series.items()):
         places = [place - 0.4 + (index + 0.5) * height for place in range(len(picture.at))]
         drawn = axes.barh(places, values, height, label=name)
-        axes.bar_label(drawn, labels=[f"{v:,.3g}" for v in values], fontsize=7, padding=2)
+        axes.bar_label(drawn, labels=[_label(v) for v in values], fontsize=7, padding=2)
     axes.set_yticks(range(len(picture.at)), picture.at, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(picture.label)
     if picture.log:
         axes.set_xscale("log")
     axes.margins(x=0.12)
+
+
+def _label(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _lines(picture: Picture, axes: Any) -> None:

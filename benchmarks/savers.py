@@ -323,13 +323,14 @@ def _copy_own(model: Any, folder: Path, space: Workspace) -> Saver:
 
 
 COPY: Final = "np.copyto, mapped shared memory"
+COPY_OWN: Final = "np.copyto, own memory"
 RAW: Final = "raw write + fsync"
 OURS: Final = "ours"
 # By the kind of model, then by name.
 SAVERS: Final[dict[str, dict[str, Callable[[Any, Path, Workspace], Saver]]]] = {
     "numpy": {
         COPY: _copy_shared,
-        "np.copyto, own memory": _copy_own,
+        COPY_OWN: _copy_own,
         RAW: Raw,
         OURS: Ours,
         "mle-logging": mle_logging,
@@ -338,7 +339,7 @@ SAVERS: Final[dict[str, dict[str, Callable[[Any, Path, Workspace], Saver]]]] = {
     },
     "torch": {
         COPY: _copy_shared,
-        "np.copyto, own memory": _copy_own,
+        COPY_OWN: _copy_own,
         RAW: Raw,
         OURS: Ours,
         "mle-logging": mle_logging,

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.harness import Goal, Result, Table, Tick
+from benchmarks.harness import Goal, Picture, Result, Table, Tick
 from benchmarks.workspace import Workspace, workspace
 
 NAME: Final = "update_cost"
@@ -114,7 +114,27 @@ def run(size: Size) -> Result:
         for key, ratio in x_floor.items()
         if key == (_MAIN_CASE, UPDATE)
     ]
-    return Result(NAME, (table,), tuple(goals), figures)
+    return Result(NAME, (table,), tuple(goals), figures, _pictures(table))
+
+
+def _pictures(table: Table) -> tuple[Picture, ...]:
+    """A usual call and a slow one, for each case."""
+    ns = {row[:2]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    cases = tuple(dict.fromkeys(case for case, _ in ns))
+    return tuple(
+        Picture(
+            figure,
+            f"What a call costs: {figure}",
+            "ns, net of the timer",
+            {
+                kind: tuple(ns[case, kind][figure] for case in cases)
+                for kind in (FLOOR, UPDATE, SAVE)
+            },
+            cases,
+            log=True,
+        )
+        for figure in ("p50", "p99")
+    )
 
 
 def _measure_alone(case: str, size: Size) -> dict[str, list[array[int]]]:

@@ -64,6 +64,7 @@ def test_update_cost_reports_its_goal() -> None:
 
     assert_is_complete(result)
     assert [goal.limit for goal in result.goals] == [4.0]
+    assert [each.name for each in result.pictures] == ["p50", "p99"]
 
 
 def test_growth_reports_each_length_in_each_view() -> None:
@@ -88,6 +89,7 @@ def test_end_to_end_runs_every_system() -> None:
         end_to_end.NAIVE,
         end_to_end.LOOP,
     ]
+    assert [each.name for each in result.pictures] == ["cpu", "speed"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a library that mle-logging imports
@@ -135,11 +137,15 @@ def test_checkpoint_reports_what_is_missing_and_its_goals() -> None:
 
     table = checkpoint.table("numpy", size, warm, cold)
     goals = checkpoint.goals("numpy", size, warm)
+    picture = checkpoint.picture("numpy", size, warm)
 
     assert_is_complete(Result("checkpoint", (table,), goals))
     assert {row[0] for row in table.rows} == set(savers.SAVERS["numpy"])
     assert [row[1] for row in table.rows if row[0] == "Orbax async"] == ["not installed"]
     assert [round(goal.measured, 3) for goal in goals] == [1.1, 1.5, 1.0]
+    assert picture.at == (savers.COPY, savers.RAW, savers.OURS)
+    assert picture.series["return"] == (10.0, 10.0, 11.0)
+    assert [math.isnan(each) for each in picture.series["durable"]] == [True, False, False]
 
 
 def test_loading_takes_all_its_views() -> None:
