@@ -296,8 +296,11 @@ def test_beside_a_daemon_that_is_ten_times_too_slow_who_waits_loses_nothing(root
     ticks = TICKS * 2 // 3
     plan = Plan(lambda number, lost, seconds: number < ticks, on_full="block")
     with daemons.running(root) as daemon, Producers(plan, root / "exp") as producers:
-        with slowed(daemon["pid"], stops_s=0.2):  # slow enough for bounds that are small
-            producers.go_on()
+        with stopped(daemon["pid"]):
+            producers.go_on()  # as slow as they may be on a busy machine, they have to wait now
+            daemons.wait_for(lambda: on_disk(root) == PRODUCERS * SPILL_BYTES)
+            time.sleep(0.2)  # until the last segment of each is full
+        with slowed(daemon["pid"], stops_s=0.2):
             producers.wait()
             assert on_disk(root) <= PRODUCERS * SPILL_BYTES
         reports = producers.end()
