@@ -12,6 +12,7 @@ that every edit still fits the code, and that docs/reliability.md lists all.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def notices(protection: Protection, folder: Path) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     try:
         done = subprocess.run(
-            [*command, *_words(protection.test)], cwd=copy, env=environment,
+            [*command, *shlex.split(protection.test)], cwd=copy, env=environment,
             capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
@@ -80,17 +81,6 @@ def notices(protection: Protection, folder: Path) -> bool:
     if done.returncode not in (0, _FAILED):
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
     return done.returncode == _FAILED
-
-
-def _words(test: str) -> list[str]:
-    """The arguments in a test's text; what follows -k or -m is one."""
-    words: list[str] = []
-    for word in test.split(" "):
-        if words and words[-1].startswith("-") and "=" not in words[-1]:
-            words[-1] += f"={word}" if words[-1].startswith("--") else word
-        else:
-            words.append(word)
-    return words
 
 
 def main(names: Sequence[str]) -> int:
