@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import zmq
+
 from mle_client import addresses, descriptors, discovery, wire
 from mle_client import messages as m
 from mle_client.discovery import Target
@@ -179,9 +181,6 @@ class Transport:
         self, producer: Producer, arena: Arena, on_error: Callable[[MLEError], None]
     ) -> Channel:
         """Begin to ship a producer's ring and its snapshots."""
-        # Here and not in the thread: a child forked in the middle of an import has half a module.
-        import zmq  # noqa: F401
-
         channel = Channel(producer.id, producer.ring, arena, on_error, weakref.ref(producer))
         self.shipper.add(producer.id, lambda error: channel.on_error(error))
         with self._lock:
@@ -320,8 +319,6 @@ class Transport:
 
     def _listen(self, wait_s: float) -> None:
         """Wait for answers, or to be woken, and take in what came."""
-        import zmq
-
         self._wait(wait_s)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 65536)
@@ -338,8 +335,6 @@ class Transport:
         An acknowledgement can wait until the next round: a round for each would cost the trainer as
         much as sending does.
         """
-        import zmq
-
         if self._waker is None:
             self._waker = select.poll()
             self._waker.register(self._wake_read, select.POLLIN)
@@ -361,8 +356,6 @@ class Transport:
 
     # --- the connection -----------------------------------------------------------------------
     def _connect(self, now: float) -> None:
-        import zmq
-
         address, endpoint = self._find_daemon()
         if address is None:
             self._later()
@@ -528,8 +521,6 @@ class Transport:
         Returns:
             How many bytes.
         """
-        import zmq
-
         session, ring = channel.session, channel.ring
         if channel.refused or session.sent >= ring.head or link.welcome is None:
             return 0
@@ -567,8 +558,6 @@ class Transport:
             self._hello(link, now)
 
     def _send(self, link: _Link, message: m.Request) -> None:
-        import zmq
-
         with contextlib.suppress(zmq.Again):
             link.socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
 
