@@ -14,6 +14,7 @@ Files are given open; it knows no paths and decides nothing about them.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -25,9 +26,10 @@ from mle_client import layout
 from mle_client.kept import OPTIONAL_LISTS
 from mle_client.layout import MetaList
 from mle_client.messages import Run
-from mle_daemon.columns import Append, Column, FileState, Plan
+from mle_daemon.columns import Append, Column, FileState, Part, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.h5file import (
+    BLOCK_BYTES,
     H5File,
     Id,
     append_rows,
@@ -53,6 +55,7 @@ SEALED_CHUNK_BYTES: Final = 2**20  # HDF5 caches a chunk of this size, but none 
 COMPRESS_BYTES: Final = 16 * 1024  # in smaller datasets there is nothing to gain
 LIST_WIDTH_STEP: Final = 16  # bytes by which the texts of a list get wider: numbers in paths grow
 VARYING_CHUNK_ROWS: Final = 256  # of text of varying length, which would leave holes if it moved
+_ROWS_DTYPE: Final = np.dtype(np.int64)  # of row numbers
 _DATASET_BYTES: Final = 16 * 1024  # header and index of a dataset, generously
 _ATTRIBUTE_BYTES: Final = 256 * 1024  # the few texts and attributes of a file, generously
 
@@ -97,12 +100,11 @@ def append(file: Id, seed_id: str, plan: Plan) -> None:
     """Append what a plan says."""
     seed = h5g.open(file, seed_id.encode())
     groups = {name: h5g.open(seed, name.encode()) for name in layout.GROUPS}
-    for change in plan.appends:
-        after = change.after
-        _extend(groups[after.group], layout.escape(after.name), change)
-        if change.rows is not None:
-            rows = _rows_append(change)
-            _extend(groups["meta"], rows.after.name, rows)
+    for part in plan.parts():
+        after = part.change.after
+        _extend(groups[after.group], layout.escape(after.name), part)
+        for rows in _rows_parts(part):
+            _extend(groups["meta"], rows.change.after.name, rows)
 
 
 def write_kept(file: Id, seed_id: str, job: PublishRun) -> None:
@@ -143,7 +145,7 @@ def growth(job: PublishRun, plan: Plan) -> int:
     total = _ATTRIBUTE_BYTES + 128 * len(job.applied)
     for change in plan.appends:
         total += _growth(change, job.file)
-        if change.rows is not None:
+        if not change.after.dense:
             total += _growth(_rows_append(change), job.file)
     if job.kept != (job.file.kept if job.file else ""):
         total += 2 * len(job.kept) + len(job.lists) * _DATASET_BYTES
@@ -154,10 +156,10 @@ def growth(job: PublishRun, plan: Plan) -> int:
 
 
 def _growth(change: Append, file: FileState | None) -> int:
-    before, after, values = change.before, change.after, change.values
-    total = values.nbytes + 2 * _chunk_rows(after) * after.row_bytes + _DATASET_BYTES
+    before, after, gained = change.before, change.after, change.gained
+    total = (gained + 2 * _chunk_rows(after)) * after.row_bytes + _DATASET_BYTES
     if is_varying(after.dtype):
-        total += 2 * sum(len(value) + REFERENCE_BYTES for value in values)
+        total += 2 * (change.text_bytes + gained * REFERENCE_BYTES)
     if before is not None and (
         before.sealed or before.dtype != after.dtype or _chunk_rows(before) != _chunk_rows(after)
     ):
@@ -170,32 +172,47 @@ def _growth(change: Append, file: FileState | None) -> int:
 
 
 def _rows_append(change: Append) -> Append:
-    """The row numbers that a column gains, as what a column in meta/ gains."""
-    after, rows = change.after, change.rows
-    assert rows is not None
+    """The row numbers that a sparse column gains, as what a column in meta/ gains."""
+    before, after = change.before, change.after
     name = layout.rows_name(after.group, after.name)
-    column = Column("meta", name, rows.dtype, (), after.length, dense=True)
-    stored = after.length - len(rows)
-    if not stored:
-        return Append(None, column, rows, None)
-    sealed = change.before is not None and change.before.sealed
-    return Append(replace(column, length=stored, sealed=sealed), column, rows, None)
+    column = Column("meta", name, _ROWS_DTYPE, (), after.length, dense=True)
+    if before is None or before.dense:
+        return Append(None, column)
+    return Append(replace(column, length=before.length, sealed=before.sealed), column)
+
+
+def _rows_parts(part: Part) -> Iterator[Part]:
+    """The row numbers of values that are appended, as parts of what a column in meta/ gains."""
+    if part.rows is None:
+        return
+    change, is_first = _rows_append(part.change), part.is_first
+    stored, step = part.change.stored_rows, BLOCK_BYTES // _ROWS_DTYPE.itemsize
+    for at in range(0, len(stored) if is_first else 0, step):
+        block = stored[at : at + step]
+        rows = np.arange(block.start, block.stop, dtype=_ROWS_DTYPE)
+        yield Part(change, is_first, at, rows, None)
+        is_first = False
+    yield Part(change, is_first, part.at, part.rows, None)
 
 
 # --- columns --------------------------------------------------------------------------------------
-def _extend(group: Id, name: str, change: Append) -> None:
-    """Append values to a dataset, making it or storing it again where needed."""
-    before, after = change.before, change.after
-    if before is None:
+def _extend(group: Id, name: str, part: Part) -> None:
+    """Append values to a dataset, making it or storing it again first where needed."""
+    before, after = part.change.before, part.change.after
+    if part.is_first and before is None:
         dataset = _create_column(group, name, after)
     else:
         dataset = h5d.open(group, name.encode())
-        if before.sealed or _is_other(before.dtype, after.dtype) or _is_cramped(dataset, after):
-            dataset = _store_again(group, name, dataset, before, after)
-    stored = before.length if before else 0
-    append_rows(dataset, stored, change.values, memory_type(after.dtype))
-    if isinstance(after.dtype, Text) and after.dtype.escaped:
+    if part.is_first and before is not None and _is_outgrown(dataset, before, after):
+        dataset = _store_again(group, name, dataset, before, after)
+    append_rows(dataset, part.at, part.values, memory_type(after.dtype))
+    if part.is_first and isinstance(after.dtype, Text) and after.dtype.escaped:
         set_number(dataset, layout.STRING_ATTR, np.int64(1))
+
+
+def _is_outgrown(dataset: Id, before: Column, after: Column) -> bool:
+    """Whether a column must be stored again to become what it will be."""
+    return before.sealed or _is_other(before.dtype, after.dtype) or _is_cramped(dataset, after)
 
 
 def _store_again(group: Id, name: str, old: Id, before: Column, after: Column) -> Id:

@@ -28,8 +28,10 @@ from mle_client.merge_staging import write_file
 from mle_client.messages import Run
 from mle_client.seed_groups import merged_log_of
 from mle_daemon import h5edit, h5file
-from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
+from mle_daemon.columns import Column, FileState, Plan
 from mle_daemon.events import PublishRun
+from mle_daemon.pieces import SLICE_BYTES
+from mle_daemon.planning import ReadColumn, plan_append
 from mle_daemon.values import Array
 
 # Up to this size a file is changed in memory, in milliseconds.  That takes copies which, for larger
@@ -49,9 +51,11 @@ class Store:
 
     Args:
         root: the folder that the daemon serves.
+        slice_bytes: of ticks that are columns at a time, about.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, slice_bytes: int = SLICE_BYTES) -> None:
+        self._slice_bytes = slice_bytes
         self.root = os.path.realpath(root)
         self._staging = layout.state_path(self.root, layout.STAGING_DIR)
         self._numbers = itertools.count()
@@ -206,7 +210,8 @@ class Store:
             OSError: there is no room, or the disk fails.  The published file is what it was.
         """
         path, before = job.path, job.file
-        plan = plan_append(before, job.blocks, job.run.start_time, self._reader(job))
+        read, started = self._reader(job), job.run.start_time
+        plan = plan_append(before, job.blocks, started, read, self._slice_bytes)
         after = replace(_state_after(job, plan), tboard=tboard)
 
         def edit(file: h5file.Id) -> None:

@@ -21,9 +21,10 @@ from mle_client import layout
 from mle_client import messages as m
 from mle_client.h5access import empty_image
 from mle_daemon import h5edit, h5file
-from mle_daemon.columns import FileState, plan_append
+from mle_daemon.columns import FileState
 from mle_daemon.events import PublishRun
-from tests.unit.daemon.test_columns import Stream, Tick
+from mle_daemon.planning import plan_append
+from tests.unit.daemon.test_planning import Stream, Tick
 
 START = 1.7e9
 

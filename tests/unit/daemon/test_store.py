@@ -22,12 +22,13 @@ from mle_client import files, layout, merge_seed_logs, wire
 from mle_client import messages as m
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
 from mle_daemon import h5edit, h5file, store
-from mle_daemon.columns import FileState, Key, Plan
+from mle_daemon.columns import FileState, Plan
 from mle_daemon.events import PublishRun
+from mle_daemon.pieces import SLICE_BYTES, Key
 from mle_daemon.store import Store
 from tests.seed_logs import write_foreign
 from tests.strategies import tick_sequences
-from tests.unit.daemon.test_columns import Stream, Tick, assert_holds, blocks_of, splits
+from tests.unit.daemon.test_planning import Stream, Tick, assert_holds, blocks_of, splits
 
 START = 1.7e9
 BOTH_WAYS = pytest.mark.parametrize("image_bytes", [store.IMAGE_BYTES, 0], ids=["memory", "copy"])
@@ -168,6 +169,35 @@ def note_rooms(patch: pytest.MonkeyPatch) -> list[int]:
     return rooms
 
 
+@BOTH_WAYS
+@pytest.mark.parametrize("slice_bytes", [1, 1000, 30_000])
+def test_a_file_is_the_same_whatever_the_slices(
+    image_bytes: int, slice_bytes: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "IMAGE_BYTES", image_bytes)
+    ours, sliced = Log(root), Log(tmp_path / "sliced")
+    sliced.run = ours.run
+    sliced.store = Store(str(tmp_path / "sliced"), slice_bytes)
+    rooms = note_rooms(monkeypatch)
+    stream = Stream()
+    published = [
+        stream.blocks(*ticks_of(300)),
+        stream.blocks(*[({}, {"loss": i, "rare": "x" * i}) for i in range(300)]),  # sparse, wide
+        stream.blocks(*ticks_of(20), ({"step": 2**60 + 1}, {"loss": "of the wrong kind"})),
+        stream.blocks(*[({"step": 0.5}, {"new": [[float(i)]]}) for i in range(300)]),
+    ]
+    for blocks in published:
+        sizes = [log.state.size if log.state else 0 for log in (ours, sliced)]
+        assert ours.publish(blocks) == sliced.publish(blocks)
+        for log, size in zip((ours, sliced), sizes, strict=True):
+            assert log.state is not None
+            assert log.state.size <= size + rooms[-1]
+        assert content(ours.path) == content(sliced.path)
+    ours.seal()
+    sliced.seal()
+    assert content(ours.path) == content(sliced.path)
+
+
 # --- what is in the file --------------------------------------------------------------------------
 @pytest.mark.parametrize("image_bytes", [store.IMAGE_BYTES, 0], ids=["memory", "copy"])
 @settings(max_examples=settings().max_examples // 4)
@@ -179,6 +209,7 @@ def test_any_ticks_in_any_publications_are_in_the_file_exactly(
         patch.setattr(store, "IMAGE_BYTES", image_bytes)
         rooms = note_rooms(patch)
         log = Log(root)
+        log.store = Store(root, slice_bytes=data.draw(st.sampled_from([1, 200, SLICE_BYTES])))
         log.open()
         blocks = blocks_of(*logged)
         cuts = data.draw(splits(len(blocks)))
