@@ -1,4 +1,4 @@
-"""What publications and seals write into a log file: groups, columns, meta data, attributes.
+"""What publications write into a log file: groups, columns, meta data, attributes.
 
 Layout version 1; `docs/hdf5-layout.md` is the specification.  In short:
 
@@ -20,22 +20,26 @@ from typing import Final
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5g, h5s
 
 from mle_client import layout
+from mle_client.h5access import attribute
 from mle_client.kept import OPTIONAL_LISTS
 from mle_client.layout import MetaList
 from mle_client.messages import Run
 from mle_daemon.columns import Append, Column, FileState, Part, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.h5file import (
+    ATTRIBUTES_BYTES,
     BLOCK_BYTES,
-    H5File,
     Id,
+    Stored,
     append_rows,
+    create,
+    create_group,
+    creation,
     file_type,
     foreign_columns,
-    link,
     memory_type,
     read_blocks,
     set_changing_text,
@@ -50,21 +54,17 @@ from mle_daemon.values import REFERENCE_BYTES, Array, Dtype, Text, convert, is_v
 # stored again in larger chunks: averaged over a run, a number is written twice at the most.
 CHUNK_BYTES: Final = (512, 4096, 32 * 1024, 256 * 1024)
 CHUNK_SHARE: Final = 8
-SEALED_CHUNK_ROWS: Final = 16_384
-SEALED_CHUNK_BYTES: Final = 2**20  # HDF5 caches a chunk of this size, but none that is larger
-COMPRESS_BYTES: Final = 16 * 1024  # in smaller datasets there is nothing to gain
 LIST_WIDTH_STEP: Final = 16  # bytes by which the texts of a list get wider: numbers in paths grow
 VARYING_CHUNK_ROWS: Final = 256  # of text of varying length, which would leave holes if it moved
 _ROWS_DTYPE: Final = np.dtype(np.int64)  # of row numbers
 _DATASET_BYTES: Final = 16 * 1024  # header and index of a dataset, generously
-_ATTRIBUTE_BYTES: Final = 256 * 1024  # the few texts and attributes of a file, generously
 
 
 # --- a publication --------------------------------------------------------------------------------
 def begin(file: Id, run: Run, seed_id: str) -> None:
     """Write the groups and meta data of a new log.  Next: `append`, `mark`."""
-    seed = _create_group(file, seed_id)
-    meta, _, _ = (_create_group(seed, group) for group in layout.GROUPS)
+    seed = create_group(file, seed_id)
+    meta, _, _ = (create_group(seed, group) for group in layout.GROUPS)
     config_path = f"{run.experiment_dir.rstrip('/')}/{run.config_name}"
     _write_text(meta, "log_paths", layout.log_path(run.experiment_dir, seed_id))
     _write_text(meta, "experiment_dir", run.experiment_dir)
@@ -123,13 +123,13 @@ def write_kept(file: Id, seed_id: str, job: PublishRun) -> None:
 def mark(file: Id, seed_id: str, state: FileState) -> None:
     """Write into the seed group's attributes what the file holds."""
     seed = h5g.open(file, seed_id.encode())
-    if h5py.Group(seed).attrs.get(layout.RUN_ATTR) != state.run:  # another run's log goes on
+    if attribute(seed, layout.RUN_ATTR.encode()) != state.run:  # another run's log goes on
         set_number(seed, layout.FORMAT_ATTR, np.int64(layout.FILE_FORMAT))
         set_number(seed, layout.START_ATTR, np.float64(state.start_time))
         set_text(seed, layout.RUN_ATTR, state.run)
     set_number(seed, layout.ROWS_ATTR, np.int64(state.rows))
     set_changing_text(seed, layout.APPLIED_ATTR, json.dumps(dict(state.applied)))
-    if h5py.Group(seed).attrs.get(layout.STATE_ATTR) != state.status:
+    if attribute(seed, layout.STATE_ATTR.encode()) != state.status:
         set_text(seed, layout.STATE_ATTR, state.status)
     for name, count in (
         (layout.LOST_ATTR, state.lost),
@@ -142,7 +142,7 @@ def mark(file: Id, seed_id: str, state: FileState) -> None:
 
 def growth(job: PublishRun, plan: Plan) -> int:
     """Bytes by which a file grows at the most when a plan is carried out."""
-    total = _ATTRIBUTE_BYTES + 128 * len(job.applied)
+    total = ATTRIBUTES_BYTES + 128 * len(job.applied)
     for change in plan.appends:
         total += _growth(change, job.file)
         if not change.after.dense:
@@ -220,7 +220,7 @@ def _store_again(group: Id, name: str, old: Id, before: Column, after: Column) -
     group.unlink(name.encode())  # the space is free for other columns once `old` is closed
     new = _create_column(group, name, after)
     to = numpy_dtype(after.dtype)
-    for at, values in read_blocks(old, numpy_dtype(before.dtype), memory_type(before.dtype)):
+    for at, values in read_blocks(Stored.of(old)):
         append_rows(new, at, convert(values, to), memory_type(after.dtype))
     return new
 
@@ -249,36 +249,17 @@ def _chunk_rows(column: Column) -> int:
 
 def _create_column(group: Id, name: str, column: Column) -> Id:
     """A dataset without values that can grow."""
-    properties = _creation((_chunk_rows(column), *column.shape))
+    properties = creation((_chunk_rows(column), *column.shape))
     lengths = (h5s.UNLIMITED, *(length or h5s.UNLIMITED for length in column.shape))
     space = h5s.create_simple((0, *column.shape), lengths)
-    return _create(group, name, file_type(column.dtype), space, properties)
-
-
-def _creation(chunk: tuple[int, ...] | None) -> Id:
-    """Properties of a new dataset.  Args: chunk: its shape, None to store it in one piece."""
-    properties = h5p.create(h5p.DATASET_CREATE)
-    properties.set_obj_track_times(False)  # so that equal logs are equal files
-    if chunk is not None:
-        properties.set_chunk(tuple(max(1, length) for length in chunk))
-    return properties
-
-
-def _create(group: Id, name: str, kind: Id, space: Id, properties: Id) -> Id:
-    encoded, link_properties = link(name)
-    return h5d.create(group, encoded, kind, space, properties, link_properties)
-
-
-def _create_group(parent: Id, name: str) -> Id:
-    encoded, link_properties = link(name)
-    return h5g.create(parent, encoded, link_properties)
+    return create(group, name, file_type(column.dtype), space, properties)
 
 
 def _write_text(meta: Id, name: str, text: str) -> Id:
     """Write one text, as mle-logging reads it: an array of one, as wide as the text."""
     encoded = text.encode()
     dtype = Text(max(1, len(encoded)))
-    dataset = _create(meta, name, file_type(dtype), h5s.create_simple((1,)), _creation(None))
+    dataset = create(meta, name, file_type(dtype), h5s.create_simple((1,)), creation(None))
     dataset.write(h5s.ALL, h5s.ALL, np.array([encoded], numpy_dtype(dtype)), memory_type(dtype))
     return dataset
 
@@ -305,10 +286,10 @@ def _write_list(meta: Id, name: str, values: MetaList) -> None:
             dataset = _create_column(meta, name, column)
     if dataset is None:
         space = h5s.create_simple(array.shape)
-        dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+        dataset = create(meta, name, file_type(dtype), space, creation(None))
     if dataset.shape != array.shape:
         dataset.set_extent(array.shape)
-    write_rows(dataset, 0, array, memory_type(dtype))
+    write_rows(dataset, 0, array, memory_type(dtype), len(array))
 
 
 def _write_changing(meta: Id, name: str, text: str) -> None:
@@ -324,7 +305,7 @@ def _write_changing(meta: Id, name: str, text: str) -> None:
     if dataset is None:
         dtype = Text(max(64, len(encoded) + len(encoded) // 2))
         space = h5s.create_simple((1,))
-        dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+        dataset = create(meta, name, file_type(dtype), space, creation(None))
     width = dataset.dtype.itemsize
     padded = np.array([encoded.ljust(width)], f"S{width}")
     dataset.write(h5s.ALL, h5s.ALL, padded, memory_type(Text(width)))
@@ -336,76 +317,3 @@ def _list_array(values: MetaList) -> Array:
         longest = max([1, *map(len, texts)])
         return np.array(texts, f"S{-(-longest // LIST_WIDTH_STEP) * LIST_WIDTH_STEP}")
     return np.array(values, np.int64 if all(isinstance(v, int) for v in values) else np.float64)
-
-
-# --- a seal ---------------------------------------------------------------------------------------
-def copy_compact(source: H5File, target: Id) -> None:
-    """Copy a log into an empty file: nothing unused in between, large columns compressed."""
-    for seed_id, seed in source.items():
-        new_seed = _create_group(target, seed_id)
-        _copy_attributes(seed, new_seed)
-        for name in layout.GROUPS:
-            group = _create_group(new_seed, name)
-            for stored, dataset in seed[name].items():
-                _copy_dataset(dataset, group, stored)
-
-
-def compact_room(state: FileState, size: int) -> int:
-    """Bytes that a compact copy takes at the most.  Args: size: of the log."""
-    # Text of varying length may lie less densely than it did.
-    varying = any(is_varying(column.dtype) for column in state.columns.values())
-    return size * (2 if varying else 1) + size // 8 + _ATTRIBUTE_BYTES
-
-
-def differences(source: H5File, copy: H5File) -> list[str]:
-    """The paths of datasets that are not in both files with the same values."""
-    paths = _dataset_paths(source)
-    different = paths ^ _dataset_paths(copy)
-    different |= {path for path in paths - different if not _same(source[path], copy[path])}
-    return sorted(different)
-
-
-def _copy_dataset(source: H5File, group: Id, name: str) -> None:
-    row_bytes = max(1, source.dtype.itemsize * int(np.prod(source.shape[1:], dtype=np.int64)))
-    properties = _creation(None)
-    if len(source) * row_bytes >= COMPRESS_BYTES and not source.dtype.hasobject:
-        rows = min(len(source), SEALED_CHUNK_ROWS, max(1, SEALED_CHUNK_BYTES // row_bytes))
-        properties = _creation((rows, *source.shape[1:]))
-        properties.set_shuffle()
-        properties.set_deflate(1)
-    space = h5s.create_simple(source.shape)
-    dataset = _create(group, name, source.id.get_type(), space, properties)
-    memory = h5t.py_create(source.dtype)
-    for at, values in read_blocks(source.id, source.dtype, memory):
-        write_rows(dataset, at, values, memory)
-    _copy_attributes(source, dataset)
-
-
-def _copy_attributes(source: H5File, target: Id) -> None:
-    for name in source.attrs:
-        old = h5a.open(source.id, name.encode())
-        value = np.empty(old.shape, old.dtype)
-        old.read(value)
-        h5a.create(target, name.encode(), old.get_type(), old.get_space()).write(value)
-
-
-def _dataset_paths(file: H5File) -> set[str]:
-    paths: set[str] = set()
-    file.visititems(lambda path, item: paths.add(path) if isinstance(item, h5py.Dataset) else None)
-    return paths
-
-
-def _same(one: H5File, other: H5File) -> bool:
-    """Whether two datasets have the same type, shape and values, bit by bit."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    memory = h5t.py_create(one.dtype)
-    pairs = zip(
-        read_blocks(one.id, one.dtype, memory),
-        read_blocks(other.id, other.dtype, memory),
-        strict=True,
-    )
-    return all(
-        a.tolist() == b.tolist() if a.dtype.hasobject else a.tobytes() == b.tobytes()
-        for (_, a), (_, b) in pairs
-    )

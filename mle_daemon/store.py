@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import write_file
 from mle_client.messages import Run
 from mle_client.seed_groups import merged_log_of
-from mle_daemon import h5edit, h5file
+from mle_daemon import h5edit, h5file, h5seal
 from mle_daemon.columns import Column, FileState, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.pieces import SLICE_BYTES
@@ -247,12 +247,13 @@ class Store:
             held = h5file.describe(source, path, found.st_size)
             if (held.run, held.rows) != (state.run, state.rows):
                 raise LogDamaged(path, _CHANGED)
-            room = h5edit.compact_room(state, found.st_size)
+            room = h5seal.compact_room(state, found.st_size)
+            datasets = h5seal.stored_in(source.id)
             staged, _ = self._stage(
-                state.run, None, room, lambda file: h5edit.copy_compact(source, file)
+                state.run, None, room, lambda file: h5seal.copy_compact(source.id, datasets, file)
             )
             try:
-                _compare(source, staged, path)
+                _compare(datasets, staged, path)
             except BaseException:
                 files.remove(staged)
                 raise
@@ -368,11 +369,11 @@ def _check_still(path: str, found: os.stat_result) -> None:
         raise LogDamaged(path, _CHANGED)
 
 
-def _compare(source: h5file.H5File, staged: str, path: str) -> None:
-    """Raise unless a staged copy of a log reads back as the log."""
+def _compare(datasets: Mapping[str, h5file.Stored], staged: str, path: str) -> None:
+    """Raise unless a staged copy of a log reads back as the log.  Args: datasets: of the log."""
     image, _ = _read(staged)
     with h5file.opened(staged, image) as copy:
-        if different := h5edit.differences(source, copy):
+        if different := h5seal.differences(datasets, copy.id):
             raise LogDamaged(path, f"its sealed copy differs in {', '.join(different[:5])}")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from mle_client import layout
 from mle_client import messages as m
 from mle_client.h5access import empty_image
-from mle_daemon import h5edit, h5file
+from mle_daemon import h5edit, h5file, h5seal
 from mle_daemon.columns import FileState
 from mle_daemon.events import PublishRun
 from mle_daemon.planning import plan_append
@@ -98,8 +98,9 @@ def log_bytes(
     if not sealed or state == "running":
         return image
     with h5file.opened("", image) as source:
+        held = h5seal.stored_in(source.id)
         return h5file.edit_image(
-            empty_image(), lambda file: h5edit.copy_compact(source, file), "a test's log"
+            empty_image(), lambda file: h5seal.copy_compact(source.id, held, file), "a test's log"
         )
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mle_client import files, layout, merge_seed_logs, wire
 from mle_client import messages as m
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
-from mle_daemon import h5edit, h5file, store
+from mle_daemon import h5edit, h5file, h5seal, store
 from mle_daemon.columns import FileState, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.pieces import SLICE_BYTES, Key
@@ -560,7 +560,7 @@ def test_a_log_that_another_daemon_put_there_meanwhile_is_not_overwritten(
     theirs.publish(some_blocks(5))
     content, state = Path(theirs.path).read_bytes(), log.state
     monkeypatch.setattr(store, "IMAGE_BYTES", image_bytes)
-    module, name = {"publish": (h5edit, "mark"), "seal": (h5edit, "differences")}[step]
+    module, name = {"publish": (h5edit, "mark"), "seal": (h5seal, "differences")}[step]
     real = getattr(module, name)
 
     def replaced(*arguments: Any) -> Any:
@@ -581,7 +581,7 @@ def test_a_log_that_was_removed_meanwhile_is_gone(
     log: Log, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     log.publish(some_blocks(3))
-    module, name = {"publish": (h5edit, "mark"), "seal": (h5edit, "differences")}[step]
+    module, name = {"publish": (h5edit, "mark"), "seal": (h5seal, "differences")}[step]
     real = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a: os.unlink(log.path) or real(*a))
     with pytest.raises(LogNotFound, match="gone"):
@@ -1108,12 +1108,12 @@ def test_a_seal_that_would_lose_a_value_is_not_kept(
 ) -> None:
     log.publish(some_blocks(3))
     before = Path(log.path).read_bytes()
-    real = h5edit.write_rows
+    real = h5seal.write_rows
 
-    def spoil(dataset: Any, at: int, values: Any, memory: Any) -> None:
-        real(dataset, at, values + 1 if values.dtype == np.float64 else values, memory)
+    def spoil(dataset: Any, at: int, values: Any, *others: Any) -> None:
+        real(dataset, at, values + 1 if values.dtype == np.float64 else values, *others)
 
-    monkeypatch.setattr(h5edit, "write_rows", spoil)
+    monkeypatch.setattr(h5seal, "write_rows", spoil)
     with pytest.raises(LogDamaged, match="stats/loss"):
         log.seal()
     assert Path(log.path).read_bytes() == before
