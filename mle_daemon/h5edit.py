@@ -29,8 +29,7 @@ from mle_client.layout import MetaList
 from mle_client.messages import Run
 from mle_daemon.columns import Append, Column, FileState, Part, Plan
 from mle_daemon.events import PublishRun
-from mle_daemon.h5file import (
-    ATTRIBUTES_BYTES,
+from mle_daemon.h5datasets import (
     BLOCK_BYTES,
     Id,
     Stored,
@@ -38,14 +37,17 @@ from mle_daemon.h5file import (
     create,
     create_group,
     creation,
+    read_blocks,
+    write_rows,
+)
+from mle_daemon.h5file import (
+    ATTRIBUTES_BYTES,
     file_type,
     foreign_columns,
     memory_type,
-    read_blocks,
     set_changing_text,
     set_number,
     set_text,
-    write_rows,
 )
 from mle_daemon.values import REFERENCE_BYTES, Array, Dtype, Text, convert, is_varying, numpy_dtype
 

@@ -16,8 +16,7 @@ from h5py import h5a, h5g, h5o, h5s
 
 from mle_client.h5access import datasets, decoded
 from mle_daemon.columns import FileState
-from mle_daemon.h5file import (
-    ATTRIBUTES_BYTES,
+from mle_daemon.h5datasets import (
     Id,
     Stored,
     create,
@@ -26,6 +25,7 @@ from mle_daemon.h5file import (
     read_blocks,
     write_rows,
 )
+from mle_daemon.h5file import ATTRIBUTES_BYTES
 from mle_daemon.values import is_varying
 
 SEALED_CHUNK_ROWS: Final = 16_384

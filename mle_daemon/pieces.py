@@ -23,10 +23,13 @@ from mle_daemon.values import Array, encode_texts
 Rows: TypeAlias = npt.NDArray[np.int64]
 Key: TypeAlias = tuple[str, str]  # of a column: group and name
 
-# Of ticks, about.  As columns they take twice that.  Larger ones are no faster: what is fixed about
-# a slice is 50 µs a column.
+# Of ticks, about; where they came in many blocks they are joined, which takes that once more.
+# Larger ones are no faster, but for logs of so many columns that few values of each are in one:
+# then what is fixed about a part of a column, some 100 µs, counts.
 SLICE_BYTES: Final = 8 * 2**20
-_OBJECT_BYTES: Final = 64  # of a value that is a Python object, about
+_MANY_COLUMNS: Final = 256
+_MOST_LARGER: Final = 4
+_OBJECT_BYTES: Final = 48  # of a text, beside its characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,8 @@ class Slice:
     def pieces(self) -> dict[Key, list[Piece]]:
         """The pieces of each column, in the order of the first rows they touch."""
         found: dict[Key, list[Piece]] = {}
-        for block, rows in _join_schemas(self.blocks, self.first):
+        for blocks, rows in _rows_of_schemas(self.blocks, self.first):
+            block = _join(blocks, self.times[rows - self.first])
             for index, (key, kind) in enumerate(fields_of(block.schema)):
                 found.setdefault(key, []).append(Piece(rows, kind, block, index))
         return found
@@ -93,15 +97,18 @@ class Slices:
 
     def __init__(self, blocks: Iterable[wire.Block], first: int, most: int) -> None:
         self._parts: list[list[wire.Block]] = [[]]
-        size = 0
-        for block in blocks:
-            for part in _cut(block, most):
-                part_bytes = _bytes_of(part)
-                if size and size + part_bytes > most:
+        held = 0
+        for block in blocks:  # there may be a hundred thousand
+            size = block.ticks.nbytes if isinstance(block, wire.FixedBlock) else _bytes_of(block)
+            if held + size > most:
+                if held:
                     self._parts.append([])
-                    size = 0
-                self._parts[-1].append(part)
-                size += part_bytes
+                *full, block = _cut(block, size, most)
+                self._parts[-1:] = [*([part] for part in full), []]
+                held, size = 0, size // (len(full) + 1)
+            if size:
+                self._parts[-1].append(block)
+                held += size
         self._first = first
         self._only = Slice(first, self._parts[0]) if len(self._parts) == 1 else None
 
@@ -115,18 +122,20 @@ class Slices:
             first += sum(map(len, blocks))
 
 
+def for_columns(slice_bytes: int, columns: int) -> int:
+    """Bytes of a slice, about, where there are so many columns."""
+    return slice_bytes * min(max(1, columns // _MANY_COLUMNS), _MOST_LARGER)
+
+
 def fields_of(schema: Schema) -> list[tuple[Key, Kind]]:
     """The columns that a schema's fields go into, and what they are, in the fields' order."""
     clocks = [(("time", field.name), field.kind) for field in schema.clock]
     return clocks + [(("stats", field.name), field.kind) for field in schema.stats]
 
 
-def _cut(block: wire.Block, most: int) -> Iterator[wire.Block]:
-    """A block in parts of so many bytes at most, about, without copying it."""
-    if not len(block):
-        return
-    parts = -(-_bytes_of(block) // most)
-    step = -(-len(block) // parts)
+def _cut(block: wire.Block, size: int, most: int) -> Iterator[wire.Block]:
+    """A block of some size in parts of so many bytes at most, about, without copying it."""
+    step = -(-len(block) // -(-size // most))
     if step >= len(block):
         yield block
         return
@@ -140,39 +149,49 @@ def _cut(block: wire.Block, most: int) -> Iterator[wire.Block]:
 
 
 def _bytes_of(block: wire.Block) -> int:
-    """What the values of a block take in memory, about."""
-    if isinstance(block, wire.FixedBlock):
-        return block.ticks.nbytes
+    """What the values of a block with text take as they are stored, about."""
     assert isinstance(block, wire.TextBlock)
-    fields = zip(block.schema.fields, block.values, strict=True)
-    sized = (sum(map(len, values)) for field, values in fields if field.kind.code == "str")
-    return sum(sized) + _OBJECT_BYTES * len(block) * (1 + len(block.values))
+    total = 8 * len(block)
+    for field, values in zip(block.schema.fields, block.values, strict=True):
+        if field.kind.code == "str":
+            total += _OBJECT_BYTES * len(values) + sum(map(len, values))
+        else:
+            total += wire.value_bytes(field.kind) * len(values)
+    return total
 
 
-def _join_schemas(blocks: Sequence[wire.Block], first: int) -> Iterator[tuple[wire.Block, Rows]]:
-    """One block for each schema, and the rows of its ticks.
+def _rows_of_schemas(
+    blocks: Sequence[wire.Block], first: int
+) -> Iterator[tuple[list[wire.Block], Rows]]:
+    """The blocks of each schema, and the rows of their ticks.
 
     So thousands of blocks of one tick each, of schemas that take turns, cost little more than a
     few long ones: what follows works on whole columns.
     """
-    same: dict[int, list[tuple[int, wire.Block]]] = {}  # a stream's schemas are single objects
+    same: dict[int, tuple[list[wire.Block], list[int], list[int]]] = {}
     for block in blocks:
-        same.setdefault(id(block.schema), []).append((first, block))
-        first += len(block)
-    for parts in same.values():
-        rows = [np.arange(at, at + len(part), dtype=np.int64) for at, part in parts]
-        yield _join([part for _, part in parts]), np.concatenate(rows)
+        length = len(block)
+        key = id(block.schema)  # a stream's schemas are single objects
+        if (found := same.get(key)) is None:
+            found = same[key] = [], [], []
+        found[0].append(block)
+        found[1].append(first)
+        found[2].append(length)
+        first += length
+    for parts, starts, lengths in same.values():
+        counts = np.array(lengths)
+        ends = np.cumsum(counts)
+        yield parts, np.repeat(np.array(starts) - (ends - counts), counts) + np.arange(ends[-1])
 
 
-def _join(parts: Sequence[wire.Block]) -> wire.Block:
-    """Blocks of one schema as one block."""
+def _join(parts: Sequence[wire.Block], times: npt.NDArray[np.float64]) -> wire.Block:
+    """Blocks of one schema as one block.  Args: times: of all their ticks."""
     if len(parts) == 1:
         return parts[0]
     schema = parts[0].schema
-    times = np.concatenate([part.times for part in parts])
     fixed = [part for part in parts if isinstance(part, wire.FixedBlock)]
     if fixed:  # numpy would join them field by field; as bytes it is one copy
-        joined = b"".join([part.ticks.data for part in fixed])
+        joined = b"".join([part.ticks.tobytes() for part in fixed])
         return wire.FixedBlock(schema, times, np.frombuffer(joined, fixed[0].ticks.dtype))
     lists = [part.values for part in parts if isinstance(part, wire.TextBlock)]
     columns = (list(itertools.chain.from_iterable(column)) for column in zip(*lists, strict=True))

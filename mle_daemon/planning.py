@@ -26,7 +26,7 @@ import numpy as np
 from mle_client import layout, wire
 from mle_client.messages import Kind, Schema
 from mle_daemon.columns import Append, Column, FileState, Part, Plan, Problem
-from mle_daemon.pieces import SLICE_BYTES, Key, Piece, Slice, Slices, fields_of
+from mle_daemon.pieces import SLICE_BYTES, Key, Piece, Slice, Slices, fields_of, for_columns
 from mle_daemon.values import (
     TIME_DTYPE,
     Array,
@@ -58,16 +58,17 @@ def plan_append(
         start_time: seconds since the epoch at which time_elapsed is 0.
         read: gives a column's stored values in pieces; these are asked for only where it holds
             integers and floats come.
-        slice_bytes: of the ticks that are columns at a time, about; the file becomes the same.
+        slice_bytes: of the ticks that are columns at a time, about, in logs of not too many
+            columns; whatever it is, the file becomes the same.
 
     Returns:
         The plan.  Values that do not fit their column are left out and named in its problems.
     """
     known: Mapping[Key, Column] = state.columns if state else {}
     first = state.rows if state else 0
-    stop = first + sum(map(len, blocks))
-    slices = Slices(blocks, first, slice_bytes)
-    fields = _fields(blocks)
+    fields, ticks = _fields(blocks)
+    stop = first + ticks
+    slices = Slices(blocks, first, for_columns(slice_bytes, len(fields)))
     gains: list[_Gain] = []
     problems: list[Problem] = []
     for key in dict.fromkeys(itertools.chain(known, fields)):
@@ -132,20 +133,21 @@ class _Gain:
         return [p for p in part.pieces.get(self.key, ()) if _form_of(p.kind) == self.form]
 
 
-def _fields(blocks: Sequence[wire.Block]) -> dict[Key, list[_Field]]:
-    """The fields that go into each column, in the order of the first rows they touch."""
+def _fields(blocks: Sequence[wire.Block]) -> tuple[dict[Key, list[_Field]], int]:
+    """The fields that go into each column, in the order of the first rows; and how many ticks."""
     ticks: dict[int, int] = {}  # a stream's schemas are single objects
     schemas: dict[int, Schema] = {}
     for block in blocks:
-        if len(block):
+        if length := len(block):
             number = id(block.schema)
-            ticks[number] = ticks.get(number, 0) + len(block)
-            schemas[number] = block.schema
+            if number not in schemas:
+                schemas[number], ticks[number] = block.schema, 0
+            ticks[number] += length
     found: dict[Key, list[_Field]] = {}
     for number, schema in schemas.items():
         for key, kind in fields_of(schema):
             found.setdefault(key, []).append(_Field(kind, ticks[number]))
-    return found
+    return found, sum(ticks.values())
 
 
 _Form: TypeAlias = tuple[bool, tuple[int, ...]]  # what a column holds: text or not, and its shape

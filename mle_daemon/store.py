@@ -27,7 +27,7 @@ from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import write_file
 from mle_client.messages import Run
 from mle_client.seed_groups import merged_log_of
-from mle_daemon import h5edit, h5file, h5seal
+from mle_daemon import h5datasets, h5edit, h5file, h5seal
 from mle_daemon.columns import Column, FileState, Plan
 from mle_daemon.events import PublishRun
 from mle_daemon.pieces import SLICE_BYTES
@@ -214,7 +214,7 @@ class Store:
         plan = plan_append(before, job.blocks, started, read, self._slice_bytes)
         after = replace(_state_after(job, plan), tboard=tboard)
 
-        def edit(file: h5file.Id) -> None:
+        def edit(file: h5datasets.Id) -> None:
             if before is None:
                 h5edit.begin(file, job.run, job.seed_id)
             elif not h5file.is_still(file, job.seed_id, before):
@@ -369,7 +369,7 @@ def _check_still(path: str, found: os.stat_result) -> None:
         raise LogDamaged(path, _CHANGED)
 
 
-def _compare(datasets: Mapping[str, h5file.Stored], staged: str, path: str) -> None:
+def _compare(datasets: Mapping[str, h5datasets.Stored], staged: str, path: str) -> None:
     """Raise unless a staged copy of a log reads back as the log.  Args: datasets: of the log."""
     image, _ = _read(staged)
     with h5file.opened(staged, image) as copy:

@@ -102,7 +102,7 @@ def convert(values: Array, dtype: np.dtype[Any]) -> Array:
 def encode_texts(values: Iterable[str]) -> list[bytes]:
     """Text as it is stored: UTF-8, a NUL character as the bytes C0 80."""
     encoded = [value.encode() for value in values]
-    if any(b"\0" in value for value in encoded):
+    if b"\0" in b"".join(encoded):
         return [value.replace(b"\0", _NUL) for value in encoded]
     return encoded
 
@@ -126,9 +126,9 @@ class TextType:
         """Look at some text, as `encode_texts` makes it."""
         width = text_width(max(map(len, encoded), default=0))
         width = max(width, self.dtype.width) if width and self.dtype.width else 0
-        escaped = self.dtype.escaped or any(_NUL in value for value in encoded)
-        self.dtype = Text(width, escaped)
-        self.looked_at_bytes += sum(map(len, encoded))
+        joined = b"".join(encoded)  # quicker than to look at one after another
+        self.dtype = Text(width, self.dtype.escaped or _NUL in joined)
+        self.looked_at_bytes += len(joined)
 
 
 def text_array(encoded: Sequence[bytes], dtype: Text) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 from mle_client import layout
 from mle_client import messages as m
 from mle_client.h5access import empty_image
-from mle_daemon import h5edit, h5file, h5seal
+from mle_daemon import h5datasets, h5edit, h5file, h5seal
 from mle_daemon.columns import FileState
 from mle_daemon.events import PublishRun
 from mle_daemon.planning import plan_append
@@ -88,7 +88,7 @@ def log_bytes(
     )  # fmt: skip
     job = PublishRun(about, seed, "", None, blocks, 0, {}, state, kept)
 
-    def edit(file: h5file.Id) -> None:
+    def edit(file: h5datasets.Id) -> None:
         h5edit.begin(file, about, seed)
         h5edit.append(file, seed, plan)
         h5edit.write_kept(file, seed, job)

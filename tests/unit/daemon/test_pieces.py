@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mle_client import wire
-from mle_daemon.pieces import Slice, Slices
+from mle_daemon.pieces import Slice, Slices, for_columns
 from tests.strategies import tick_sequences
 from tests.unit.daemon.test_planning import Stream, Tick, blocks_of
 
@@ -52,6 +52,10 @@ def test_text_counts_with_its_length() -> None:
     long = stream.blocks(*[({}, {"t": "x" * 4096}) for _ in range(64)])
     assert len(list(Slices(short, 0, 2**16))) == 1
     assert len(list(Slices(long, 0, 2**16))) > 4
+
+
+def test_slices_are_larger_where_there_are_many_columns() -> None:
+    assert [for_columns(100, n) for n in (0, 1, 300, 512, 10**6)] == [100, 100, 100, 200, 400]
 
 
 def test_short_blocks_share_a_slice() -> None:
