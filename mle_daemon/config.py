@@ -65,8 +65,10 @@ class DaemonConfig:
     # an ack never slows a client down, and eight of them cannot fill the daemon's memory.
     window_bytes: int = 4 * 2**20
     # Unpublished ticks of all runs in memory.  Past it clients keep what they have, in their rings
-    # and spill files, until a publication makes room.
-    tail_limit_bytes: int = 256 * 2**20
+    # and spill files, until a publication makes room.  The daemon takes about twice that at most;
+    # half of it would save 80 MB, and have a run of 30 million ticks at full speed written as many
+    # times again, as each publication copies the file.
+    tail_limit_bytes: int = 128 * 2**20
 
     # How soon a trainer that was killed is noticed and the rest of its ring is read.
     scan_interval_s: float = 1.0

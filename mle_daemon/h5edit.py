@@ -1,4 +1,4 @@
-"""What publications and seals write into a log file: groups, columns, meta data, attributes.
+"""What publications write into a log file: groups, columns, meta data, attributes.
 
 Layout version 1; `docs/hdf5-layout.md` is the specification.  In short:
 
@@ -14,32 +14,40 @@ Files are given open; it knows no paths and decides nothing about them.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5g, h5s
 
 from mle_client import layout
+from mle_client.h5access import attribute
 from mle_client.kept import OPTIONAL_LISTS
 from mle_client.layout import MetaList
 from mle_client.messages import Run
-from mle_daemon.columns import Append, Column, FileState, Plan
+from mle_daemon.columns import Append, Column, FileState, Part, Plan
 from mle_daemon.events import PublishRun
-from mle_daemon.h5file import (
-    H5File,
+from mle_daemon.h5datasets import (
+    BLOCK_BYTES,
     Id,
+    Stored,
     append_rows,
+    create,
+    create_group,
+    creation,
+    read_blocks,
+    write_rows,
+)
+from mle_daemon.h5file import (
+    ATTRIBUTES_BYTES,
     file_type,
     foreign_columns,
-    link,
     memory_type,
-    read_blocks,
     set_changing_text,
     set_number,
     set_text,
-    write_rows,
 )
 from mle_daemon.values import REFERENCE_BYTES, Array, Dtype, Text, convert, is_varying, numpy_dtype
 
@@ -48,20 +56,17 @@ from mle_daemon.values import REFERENCE_BYTES, Array, Dtype, Text, convert, is_v
 # stored again in larger chunks: averaged over a run, a number is written twice at the most.
 CHUNK_BYTES: Final = (512, 4096, 32 * 1024, 256 * 1024)
 CHUNK_SHARE: Final = 8
-SEALED_CHUNK_ROWS: Final = 16_384
-SEALED_CHUNK_BYTES: Final = 2**20  # HDF5 caches a chunk of this size, but none that is larger
-COMPRESS_BYTES: Final = 16 * 1024  # in smaller datasets there is nothing to gain
 LIST_WIDTH_STEP: Final = 16  # bytes by which the texts of a list get wider: numbers in paths grow
 VARYING_CHUNK_ROWS: Final = 256  # of text of varying length, which would leave holes if it moved
+_ROWS_DTYPE: Final = np.dtype(np.int64)  # of row numbers
 _DATASET_BYTES: Final = 16 * 1024  # header and index of a dataset, generously
-_ATTRIBUTE_BYTES: Final = 256 * 1024  # the few texts and attributes of a file, generously
 
 
 # --- a publication --------------------------------------------------------------------------------
 def begin(file: Id, run: Run, seed_id: str) -> None:
     """Write the groups and meta data of a new log.  Next: `append`, `mark`."""
-    seed = _create_group(file, seed_id)
-    meta, _, _ = (_create_group(seed, group) for group in layout.GROUPS)
+    seed = create_group(file, seed_id)
+    meta, _, _ = (create_group(seed, group) for group in layout.GROUPS)
     config_path = f"{run.experiment_dir.rstrip('/')}/{run.config_name}"
     _write_text(meta, "log_paths", layout.log_path(run.experiment_dir, seed_id))
     _write_text(meta, "experiment_dir", run.experiment_dir)
@@ -97,12 +102,11 @@ def append(file: Id, seed_id: str, plan: Plan) -> None:
     """Append what a plan says."""
     seed = h5g.open(file, seed_id.encode())
     groups = {name: h5g.open(seed, name.encode()) for name in layout.GROUPS}
-    for change in plan.appends:
-        after = change.after
-        _extend(groups[after.group], layout.escape(after.name), change)
-        if change.rows is not None:
-            rows = _rows_append(change)
-            _extend(groups["meta"], rows.after.name, rows)
+    for part in plan.parts():
+        after = part.change.after
+        _extend(groups[after.group], layout.escape(after.name), part)
+        for rows in _rows_parts(part):
+            _extend(groups["meta"], rows.change.after.name, rows)
 
 
 def write_kept(file: Id, seed_id: str, job: PublishRun) -> None:
@@ -121,13 +125,13 @@ def write_kept(file: Id, seed_id: str, job: PublishRun) -> None:
 def mark(file: Id, seed_id: str, state: FileState) -> None:
     """Write into the seed group's attributes what the file holds."""
     seed = h5g.open(file, seed_id.encode())
-    if h5py.Group(seed).attrs.get(layout.RUN_ATTR) != state.run:  # another run's log goes on
+    if attribute(seed, layout.RUN_ATTR.encode()) != state.run:  # another run's log goes on
         set_number(seed, layout.FORMAT_ATTR, np.int64(layout.FILE_FORMAT))
         set_number(seed, layout.START_ATTR, np.float64(state.start_time))
         set_text(seed, layout.RUN_ATTR, state.run)
     set_number(seed, layout.ROWS_ATTR, np.int64(state.rows))
     set_changing_text(seed, layout.APPLIED_ATTR, json.dumps(dict(state.applied)))
-    if h5py.Group(seed).attrs.get(layout.STATE_ATTR) != state.status:
+    if attribute(seed, layout.STATE_ATTR.encode()) != state.status:
         set_text(seed, layout.STATE_ATTR, state.status)
     for name, count in (
         (layout.LOST_ATTR, state.lost),
@@ -140,10 +144,10 @@ def mark(file: Id, seed_id: str, state: FileState) -> None:
 
 def growth(job: PublishRun, plan: Plan) -> int:
     """Bytes by which a file grows at the most when a plan is carried out."""
-    total = _ATTRIBUTE_BYTES + 128 * len(job.applied)
+    total = ATTRIBUTES_BYTES + 128 * len(job.applied)
     for change in plan.appends:
         total += _growth(change, job.file)
-        if change.rows is not None:
+        if not change.after.dense:
             total += _growth(_rows_append(change), job.file)
     if job.kept != (job.file.kept if job.file else ""):
         total += 2 * len(job.kept) + len(job.lists) * _DATASET_BYTES
@@ -154,10 +158,10 @@ def growth(job: PublishRun, plan: Plan) -> int:
 
 
 def _growth(change: Append, file: FileState | None) -> int:
-    before, after, values = change.before, change.after, change.values
-    total = values.nbytes + 2 * _chunk_rows(after) * after.row_bytes + _DATASET_BYTES
+    before, after, gained = change.before, change.after, change.gained
+    total = (gained + 2 * _chunk_rows(after)) * after.row_bytes + _DATASET_BYTES
     if is_varying(after.dtype):
-        total += 2 * sum(len(value) + REFERENCE_BYTES for value in values)
+        total += 2 * (change.text_bytes + gained * REFERENCE_BYTES)
     if before is not None and (
         before.sealed or before.dtype != after.dtype or _chunk_rows(before) != _chunk_rows(after)
     ):
@@ -170,32 +174,47 @@ def _growth(change: Append, file: FileState | None) -> int:
 
 
 def _rows_append(change: Append) -> Append:
-    """The row numbers that a column gains, as what a column in meta/ gains."""
-    after, rows = change.after, change.rows
-    assert rows is not None
+    """The row numbers that a sparse column gains, as what a column in meta/ gains."""
+    before, after = change.before, change.after
     name = layout.rows_name(after.group, after.name)
-    column = Column("meta", name, rows.dtype, (), after.length, dense=True)
-    stored = after.length - len(rows)
-    if not stored:
-        return Append(None, column, rows, None)
-    sealed = change.before is not None and change.before.sealed
-    return Append(replace(column, length=stored, sealed=sealed), column, rows, None)
+    column = Column("meta", name, _ROWS_DTYPE, (), after.length, dense=True)
+    if before is None or before.dense:
+        return Append(None, column)
+    return Append(replace(column, length=before.length, sealed=before.sealed), column)
+
+
+def _rows_parts(part: Part) -> Iterator[Part]:
+    """The row numbers of values that are appended, as parts of what a column in meta/ gains."""
+    if part.rows is None:
+        return
+    change, is_first = _rows_append(part.change), part.is_first
+    stored, step = part.change.stored_rows, BLOCK_BYTES // _ROWS_DTYPE.itemsize
+    for at in range(0, len(stored) if is_first else 0, step):
+        block = stored[at : at + step]
+        rows = np.arange(block.start, block.stop, dtype=_ROWS_DTYPE)
+        yield Part(change, is_first, at, rows, None)
+        is_first = False
+    yield Part(change, is_first, part.at, part.rows, None)
 
 
 # --- columns --------------------------------------------------------------------------------------
-def _extend(group: Id, name: str, change: Append) -> None:
-    """Append values to a dataset, making it or storing it again where needed."""
-    before, after = change.before, change.after
-    if before is None:
+def _extend(group: Id, name: str, part: Part) -> None:
+    """Append values to a dataset, making it or storing it again first where needed."""
+    before, after = part.change.before, part.change.after
+    if part.is_first and before is None:
         dataset = _create_column(group, name, after)
     else:
         dataset = h5d.open(group, name.encode())
-        if before.sealed or _is_other(before.dtype, after.dtype) or _is_cramped(dataset, after):
-            dataset = _store_again(group, name, dataset, before, after)
-    stored = before.length if before else 0
-    append_rows(dataset, stored, change.values, memory_type(after.dtype))
-    if isinstance(after.dtype, Text) and after.dtype.escaped:
+    if part.is_first and before is not None and _is_outgrown(dataset, before, after):
+        dataset = _store_again(group, name, dataset, before, after)
+    append_rows(dataset, part.at, part.values, memory_type(after.dtype))
+    if part.is_first and isinstance(after.dtype, Text) and after.dtype.escaped:
         set_number(dataset, layout.STRING_ATTR, np.int64(1))
+
+
+def _is_outgrown(dataset: Id, before: Column, after: Column) -> bool:
+    """Whether a column must be stored again to become what it will be."""
+    return before.sealed or _is_other(before.dtype, after.dtype) or _is_cramped(dataset, after)
 
 
 def _store_again(group: Id, name: str, old: Id, before: Column, after: Column) -> Id:
@@ -203,7 +222,7 @@ def _store_again(group: Id, name: str, old: Id, before: Column, after: Column) -
     group.unlink(name.encode())  # the space is free for other columns once `old` is closed
     new = _create_column(group, name, after)
     to = numpy_dtype(after.dtype)
-    for at, values in read_blocks(old, numpy_dtype(before.dtype), memory_type(before.dtype)):
+    for at, values in read_blocks(Stored.of(old)):
         append_rows(new, at, convert(values, to), memory_type(after.dtype))
     return new
 
@@ -232,36 +251,17 @@ def _chunk_rows(column: Column) -> int:
 
 def _create_column(group: Id, name: str, column: Column) -> Id:
     """A dataset without values that can grow."""
-    properties = _creation((_chunk_rows(column), *column.shape))
+    properties = creation((_chunk_rows(column), *column.shape))
     lengths = (h5s.UNLIMITED, *(length or h5s.UNLIMITED for length in column.shape))
     space = h5s.create_simple((0, *column.shape), lengths)
-    return _create(group, name, file_type(column.dtype), space, properties)
-
-
-def _creation(chunk: tuple[int, ...] | None) -> Id:
-    """Properties of a new dataset.  Args: chunk: its shape, None to store it in one piece."""
-    properties = h5p.create(h5p.DATASET_CREATE)
-    properties.set_obj_track_times(False)  # so that equal logs are equal files
-    if chunk is not None:
-        properties.set_chunk(tuple(max(1, length) for length in chunk))
-    return properties
-
-
-def _create(group: Id, name: str, kind: Id, space: Id, properties: Id) -> Id:
-    encoded, link_properties = link(name)
-    return h5d.create(group, encoded, kind, space, properties, link_properties)
-
-
-def _create_group(parent: Id, name: str) -> Id:
-    encoded, link_properties = link(name)
-    return h5g.create(parent, encoded, link_properties)
+    return create(group, name, file_type(column.dtype), space, properties)
 
 
 def _write_text(meta: Id, name: str, text: str) -> Id:
     """Write one text, as mle-logging reads it: an array of one, as wide as the text."""
     encoded = text.encode()
     dtype = Text(max(1, len(encoded)))
-    dataset = _create(meta, name, file_type(dtype), h5s.create_simple((1,)), _creation(None))
+    dataset = create(meta, name, file_type(dtype), h5s.create_simple((1,)), creation(None))
     dataset.write(h5s.ALL, h5s.ALL, np.array([encoded], numpy_dtype(dtype)), memory_type(dtype))
     return dataset
 
@@ -288,10 +288,10 @@ def _write_list(meta: Id, name: str, values: MetaList) -> None:
             dataset = _create_column(meta, name, column)
     if dataset is None:
         space = h5s.create_simple(array.shape)
-        dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+        dataset = create(meta, name, file_type(dtype), space, creation(None))
     if dataset.shape != array.shape:
         dataset.set_extent(array.shape)
-    write_rows(dataset, 0, array, memory_type(dtype))
+    write_rows(dataset, 0, array, memory_type(dtype), len(array))
 
 
 def _write_changing(meta: Id, name: str, text: str) -> None:
@@ -307,7 +307,7 @@ def _write_changing(meta: Id, name: str, text: str) -> None:
     if dataset is None:
         dtype = Text(max(64, len(encoded) + len(encoded) // 2))
         space = h5s.create_simple((1,))
-        dataset = _create(meta, name, file_type(dtype), space, _creation(None))
+        dataset = create(meta, name, file_type(dtype), space, creation(None))
     width = dataset.dtype.itemsize
     padded = np.array([encoded.ljust(width)], f"S{width}")
     dataset.write(h5s.ALL, h5s.ALL, padded, memory_type(Text(width)))
@@ -319,76 +319,3 @@ def _list_array(values: MetaList) -> Array:
         longest = max([1, *map(len, texts)])
         return np.array(texts, f"S{-(-longest // LIST_WIDTH_STEP) * LIST_WIDTH_STEP}")
     return np.array(values, np.int64 if all(isinstance(v, int) for v in values) else np.float64)
-
-
-# --- a seal ---------------------------------------------------------------------------------------
-def copy_compact(source: H5File, target: Id) -> None:
-    """Copy a log into an empty file: nothing unused in between, large columns compressed."""
-    for seed_id, seed in source.items():
-        new_seed = _create_group(target, seed_id)
-        _copy_attributes(seed, new_seed)
-        for name in layout.GROUPS:
-            group = _create_group(new_seed, name)
-            for stored, dataset in seed[name].items():
-                _copy_dataset(dataset, group, stored)
-
-
-def compact_room(state: FileState, size: int) -> int:
-    """Bytes that a compact copy takes at the most.  Args: size: of the log."""
-    # Text of varying length may lie less densely than it did.
-    varying = any(is_varying(column.dtype) for column in state.columns.values())
-    return size * (2 if varying else 1) + size // 8 + _ATTRIBUTE_BYTES
-
-
-def differences(source: H5File, copy: H5File) -> list[str]:
-    """The paths of datasets that are not in both files with the same values."""
-    paths = _dataset_paths(source)
-    different = paths ^ _dataset_paths(copy)
-    different |= {path for path in paths - different if not _same(source[path], copy[path])}
-    return sorted(different)
-
-
-def _copy_dataset(source: H5File, group: Id, name: str) -> None:
-    row_bytes = max(1, source.dtype.itemsize * int(np.prod(source.shape[1:], dtype=np.int64)))
-    properties = _creation(None)
-    if len(source) * row_bytes >= COMPRESS_BYTES and not source.dtype.hasobject:
-        rows = min(len(source), SEALED_CHUNK_ROWS, max(1, SEALED_CHUNK_BYTES // row_bytes))
-        properties = _creation((rows, *source.shape[1:]))
-        properties.set_shuffle()
-        properties.set_deflate(1)
-    space = h5s.create_simple(source.shape)
-    dataset = _create(group, name, source.id.get_type(), space, properties)
-    memory = h5t.py_create(source.dtype)
-    for at, values in read_blocks(source.id, source.dtype, memory):
-        write_rows(dataset, at, values, memory)
-    _copy_attributes(source, dataset)
-
-
-def _copy_attributes(source: H5File, target: Id) -> None:
-    for name in source.attrs:
-        old = h5a.open(source.id, name.encode())
-        value = np.empty(old.shape, old.dtype)
-        old.read(value)
-        h5a.create(target, name.encode(), old.get_type(), old.get_space()).write(value)
-
-
-def _dataset_paths(file: H5File) -> set[str]:
-    paths: set[str] = set()
-    file.visititems(lambda path, item: paths.add(path) if isinstance(item, h5py.Dataset) else None)
-    return paths
-
-
-def _same(one: H5File, other: H5File) -> bool:
-    """Whether two datasets have the same type, shape and values, bit by bit."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    memory = h5t.py_create(one.dtype)
-    pairs = zip(
-        read_blocks(one.id, one.dtype, memory),
-        read_blocks(other.id, other.dtype, memory),
-        strict=True,
-    )
-    return all(
-        a.tolist() == b.tolist() if a.dtype.hasobject else a.tobytes() == b.tobytes()
-        for (_, a), (_, b) in pairs
-    )

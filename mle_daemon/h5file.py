@@ -14,20 +14,20 @@ from typing import Any, Final, TypeAlias
 
 import h5py
 import numpy as np
-from h5py import h5a, h5f, h5p, h5s, h5t
+from h5py import h5a, h5d, h5f, h5o, h5s, h5t
 
 from mle_client import layout
 from mle_client.errors import LogDamaged
-from mle_client.h5access import access, encoded, image_name, image_of
+from mle_client.h5access import access, attribute, decoded, encoded, image_name, image_of
 from mle_daemon.columns import Column, FileState
+from mle_daemon.h5datasets import Id, Stored, read_blocks
 from mle_daemon.values import Array, Dtype, Text
 
 # h5py has no type information.
 H5File: TypeAlias = Any  # h5py.File, which is convenient
-Id: TypeAlias = Any  # of a file, group or dataset in HDF5's own interface, which is fast
 Edit: TypeAlias = Callable[[Id], None]
 
-BLOCK_BYTES: Final = 4 * 2**20  # read or written at once where a column need not be held whole
+ATTRIBUTES_BYTES: Final = 256 * 1024  # the few texts and attributes of a file, generously
 INLINE_BYTES: Final = 60_000  # text in an object header, which has 64 KiB for an attribute
 _UNREADABLE: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)
 
@@ -91,7 +91,7 @@ def _open(name: bytes, flags: int, access: Any, path: str) -> Id:
         raise LogDamaged(path, f"it is no HDF5 file that can be read: {error}") from error
 
 
-# --- types, links, rows ---------------------------------------------------------------------------
+# --- types, columns -------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=256)
 def file_type(dtype: Dtype) -> Id:
     """The HDF5 type of a column in the file."""
@@ -112,52 +112,12 @@ def _tagged(dtype: Dtype) -> np.dtype[Any]:
     return dtype
 
 
-def link(name: str) -> tuple[bytes, Any]:
-    """A name for a new group or dataset, and the properties of the link."""
-    properties = h5p.create(h5p.LINK_CREATE)
-    if not name.isascii():
-        properties.set_char_encoding(h5t.CSET_UTF8)
-    return name.encode(), properties
-
-
-def append_rows(dataset: Id, at: int, values: Array, memory: Id) -> None:
-    """Let a dataset that has `at` rows grow by some values."""
-    if len(values):
-        dataset.set_extent((at + len(values), *values.shape[1:]))
-        write_rows(dataset, at, values, memory)
-
-
-def write_rows(dataset: Id, at: int, values: Array, memory: Id) -> None:
-    """Write C-contiguous values over the rows of a dataset from row `at` on."""
-    if values.size:
-        dataset.write(*_selection(dataset, at, values.shape), values, memory)
-
-
-def read_blocks(dataset: Id, dtype: np.dtype[Any], memory: Id) -> Iterator[tuple[int, Array]]:
-    """The rows of a dataset in blocks of bounded size, each with the number of its first row."""
-    length, *shape = dataset.shape
-    row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    step = max(1, BLOCK_BYTES // max(1, row_bytes))
-    for at in range(0, length, step):
-        values = np.empty((min(step, length - at), *shape), dtype)
-        if values.size:
-            dataset.read(*_selection(dataset, at, values.shape), values, memory)
-        yield at, values
-
-
 def column_blocks(file: H5File, seed_id: str, column: Column) -> Iterator[Array]:
     """The values of a column in blocks."""
     group, stored = file[seed_id][column.group], layout.escape(column.name)
     dataset = group[stored if stored in group else column.name]  # the latter in a foreign log
-    for _, values in read_blocks(dataset.id, dataset.dtype, h5t.py_create(dataset.dtype)):
+    for _, values in read_blocks(Stored.of(dataset.id)):
         yield values
-
-
-def _selection(dataset: Id, at: int, shape: tuple[int, ...]) -> tuple[Id, Id]:
-    """Rows in memory and in the file."""
-    rows = dataset.get_space()
-    rows.select_hyperslab((at,) + (0,) * (len(shape) - 1), shape)
-    return h5s.create_simple(shape), rows
 
 
 # --- attributes -----------------------------------------------------------------------------------
@@ -234,36 +194,52 @@ def describe(file: H5File, path: str, size: int) -> FileState:
 def is_still(file: Id, seed_id: str, state: FileState) -> bool:
     """Whether a file that is open for changes holds the run and rows that it should."""
     try:
-        attrs = h5py.File(file)[seed_id].attrs
-        if not state.run:  # a log of mle-logging's, which says neither
-            return layout.RUN_ATTR not in attrs
-        held = (get_text(attrs[layout.RUN_ATTR]), int(attrs[layout.ROWS_ATTR]))
-    except KeyError:
+        seed = h5o.open(file, seed_id.encode())
+        run = attribute(seed, layout.RUN_ATTR.encode())
+        rows = attribute(seed, layout.ROWS_ATTR.encode())
+    except (KeyError, RuntimeError, ValueError):  # it is not there, or damaged
         return False
-    return held == (state.run, state.rows)
+    # A log of mle-logging's says neither.
+    return (run, rows) == (state.run, state.rows) if state.run else run is None
 
 
 def _describe_ours(seed: H5File, size: int) -> FileState:
-    attrs, meta = seed.attrs, set(seed["meta"])
+    meta = set(seed["meta"])
     columns = {}
     for group in ("time", "stats"):
-        for stored, dataset in seed[group].items():
-            name = layout.unescape(stored)
+        inside = seed[group].id
+        for stored in inside:
+            name = layout.unescape(decoded(stored))
             dense = layout.rows_name(group, name) not in meta
-            columns[group, name] = _column(group, name, dataset, dense)
+            columns[group, name] = _column(group, name, h5d.open(inside, stored), dense)
+    holder = seed.id
     return FileState(
-        run=get_text(attrs[layout.RUN_ATTR]),
-        rows=int(attrs[layout.ROWS_ATTR]),
-        applied=json.loads(get_text(attrs[layout.APPLIED_ATTR])),
+        run=get_text(_needed(holder, layout.RUN_ATTR)),
+        rows=int(_needed(holder, layout.ROWS_ATTR)),
+        applied=json.loads(get_text(_needed(holder, layout.APPLIED_ATTR))),
         columns=columns,
-        status=get_text(attrs[layout.STATE_ATTR]),
-        start_time=float(attrs[layout.START_ATTR]),
+        status=get_text(_needed(holder, layout.STATE_ATTR)),
+        start_time=float(_needed(holder, layout.START_ATTR)),
         size=size,
-        lost=int(attrs.get(layout.LOST_ATTR, 0)),
-        refused=int(attrs.get(layout.REFUSED_ATTR, 0)),
-        tboard=int(attrs.get(layout.TBOARD_ATTR, 0)),
+        lost=_count(holder, layout.LOST_ATTR),
+        refused=_count(holder, layout.REFUSED_ATTR),
+        tboard=_count(holder, layout.TBOARD_ATTR),
         kept=_text_of(seed["meta"], layout.KEPT_NAME) if layout.KEPT_NAME in meta else "",
     )
+
+
+def _needed(holder: Id, name: str) -> Any:
+    """The value of an attribute that is in every log of ours."""
+    value = attribute(holder, name.encode())
+    if value is None:
+        raise KeyError(f"there is no {name}")
+    return value
+
+
+def _count(holder: Id, name: str) -> int:
+    """The value of an attribute that is absent where it is 0."""
+    value = attribute(holder, name.encode())
+    return 0 if value is None else int(value)
 
 
 def _text_of(meta: H5File, name: str) -> str:
@@ -284,7 +260,7 @@ def _check_lengths(seed: H5File, state: FileState, path: str) -> None:
 def _describe_foreign(seed: H5File, size: int) -> FileState:
     """What a log of mle-logging's holds, which does not say to which rows a value belongs."""
     columns = {
-        (group, name): _column(group, name, dataset, dense=True)
+        (group, name): _column(group, name, dataset.id, dense=True)
         for group in ("time", "stats")
         for name, dataset in foreign_columns(seed, group)
     }
@@ -305,11 +281,12 @@ def foreign_columns(seed: H5File, group: str) -> list[tuple[str, H5File]]:
     return found
 
 
-def _column(group: str, name: str, dataset: H5File, dense: bool) -> Column:
+def _column(group: str, name: str, dataset: Id, dense: bool) -> Column:
     length, *shape = dataset.shape
-    text = h5py.check_string_dtype(dataset.dtype)
-    dtype: Dtype = dataset.dtype
+    dtype: Dtype = dataset.get_type().dtype
+    text = h5py.check_string_dtype(dtype)
     if text is not None and text.encoding == "utf-8":
-        dtype = Text(text.length or 0, layout.STRING_ATTR in dataset.attrs)
-    sealed = dataset.chunks is None or dataset.compression is not None
+        dtype = Text(text.length or 0, bool(h5a.exists(dataset, layout.STRING_ATTR.encode())))
+    properties = dataset.get_create_plist()
+    sealed = properties.get_layout() != h5d.CHUNKED or properties.get_nfilters() > 0
     return Column(group, name, dtype, tuple(shape), length, dense, sealed)

@@ -28,7 +28,7 @@ from mle_client import layout
 from mle_client.discovery import last_words, merge_options, python_command, python_environment
 from mle_client.endpoint import Endpoint, live_daemon
 from mle_client.errors import DaemonStartFailed, RootLocked
-from mle_daemon import ownership
+from mle_daemon import allocator, ownership
 from mle_daemon.config import DaemonConfig
 
 # What a daemon in the background writes to stderr: little, for its log is elsewhere, but the
@@ -177,6 +177,7 @@ def run_here(
     # A thread that blocks signals may have started us, and that is inherited.
     wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+    allocator.use_one_arena()  # before there are threads
     from mle_daemon import connection_limit, daemon  # loads HDF5, which the other verbs need not
 
     connection_limit.raise_limit()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,9 +27,11 @@ from mle_client.merge_plan import LeftOut
 from mle_client.merge_staging import write_file
 from mle_client.messages import Run
 from mle_client.seed_groups import merged_log_of
-from mle_daemon import h5edit, h5file
-from mle_daemon.columns import Column, FileState, Plan, ReadColumn, plan_append
+from mle_daemon import h5datasets, h5edit, h5file, h5seal
+from mle_daemon.columns import Column, FileState, Plan
 from mle_daemon.events import PublishRun
+from mle_daemon.pieces import SLICE_BYTES
+from mle_daemon.planning import ReadColumn, plan_append
 from mle_daemon.values import Array
 
 # Up to this size a file is changed in memory, in milliseconds.  That takes copies which, for larger
@@ -49,9 +51,11 @@ class Store:
 
     Args:
         root: the folder that the daemon serves.
+        slice_bytes: of ticks that are columns at a time, about.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, slice_bytes: int = SLICE_BYTES) -> None:
+        self._slice_bytes = slice_bytes
         self.root = os.path.realpath(root)
         self._staging = layout.state_path(self.root, layout.STAGING_DIR)
         self._numbers = itertools.count()
@@ -206,10 +210,11 @@ class Store:
             OSError: there is no room, or the disk fails.  The published file is what it was.
         """
         path, before = job.path, job.file
-        plan = plan_append(before, job.blocks, job.run.start_time, self._reader(job))
+        read, started = self._reader(job), job.run.start_time
+        plan = plan_append(before, job.blocks, started, read, self._slice_bytes)
         after = replace(_state_after(job, plan), tboard=tboard)
 
-        def edit(file: h5file.Id) -> None:
+        def edit(file: h5datasets.Id) -> None:
             if before is None:
                 h5edit.begin(file, job.run, job.seed_id)
             elif not h5file.is_still(file, job.seed_id, before):
@@ -242,12 +247,13 @@ class Store:
             held = h5file.describe(source, path, found.st_size)
             if (held.run, held.rows) != (state.run, state.rows):
                 raise LogDamaged(path, _CHANGED)
-            room = h5edit.compact_room(state, found.st_size)
+            room = h5seal.compact_room(state, found.st_size)
+            datasets = h5seal.stored_in(source.id)
             staged, _ = self._stage(
-                state.run, None, room, lambda file: h5edit.copy_compact(source, file)
+                state.run, None, room, lambda file: h5seal.copy_compact(source.id, datasets, file)
             )
             try:
-                _compare(source, staged, path)
+                _compare(datasets, staged, path)
             except BaseException:
                 files.remove(staged)
                 raise
@@ -363,11 +369,11 @@ def _check_still(path: str, found: os.stat_result) -> None:
         raise LogDamaged(path, _CHANGED)
 
 
-def _compare(source: h5file.H5File, staged: str, path: str) -> None:
-    """Raise unless a staged copy of a log reads back as the log."""
+def _compare(datasets: Mapping[str, h5datasets.Stored], staged: str, path: str) -> None:
+    """Raise unless a staged copy of a log reads back as the log.  Args: datasets: of the log."""
     image, _ = _read(staged)
     with h5file.opened(staged, image) as copy:
-        if different := h5edit.differences(source, copy):
+        if different := h5seal.differences(datasets, copy.id):
             raise LogDamaged(path, f"its sealed copy differs in {', '.join(different[:5])}")
 
 

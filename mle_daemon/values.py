@@ -1,13 +1,12 @@
 """Which type a column gets from its values, and the values in that type.
 
-Pure.  Numbers join in the narrowest type that keeps each of them exactly (`common_dtype`), text in
-the narrowest width (`text_width`), times become the text of column time/time (`time_texts`).  What
+Pure.  Numbers join in the narrowest type that keeps each of them exactly (`NumberType`), text in
+the narrowest width (`TextType`), times become the text of column time/time (`time_texts`).  What
 may join what is not decided here but in `columns`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +24,7 @@ UNKNOWN_TIME: Final = b"00-00-00/00:00"  # for a time stamp that no calendar has
 MIN_WIDTH: Final = 16  # bytes of a short text: room to grow before the column must be converted
 MAX_WIDTH: Final = 256  # bytes of a text in a fixed-width column; one long line must not pad all
 REFERENCE_BYTES: Final = 16  # of a text of varying length: where HDF5 keeps it
+_NUL: Final = b"\xc0\x80"  # for a NUL character, at which HDF5 ends a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,48 +56,34 @@ def is_varying(dtype: Dtype) -> bool:
 
 
 # --- numbers --------------------------------------------------------------------------------------
-Part: TypeAlias = tuple[np.dtype[Any], Iterable[Array]]
+class NumberType:
+    """The narrowest common type of numpy that keeps every number of a column.
 
-
-def join_numbers(old: Sequence[Part], columns: Sequence[Array]) -> Array:
-    """Some columns one after another, in the type that keeps them and the old values.
+    A 64-bit integer which a float64 would round makes it long double, whose 64 or more bits of
+    mantissa keep both.  Only where it `hangs_on` values these have to be looked at.
 
     Args:
-        old: at most one type, with its values in pieces; these are looked at only where the
-            choice hangs on them.
-        columns: at least one, each of shape (n, ...).
+        parts: types of what is joined.
 
-    Returns:
-        The columns joined, in native byte order.
+    Attributes:
+        dtype: that keeps what was looked at.
     """
-    new: list[Part] = [(column.dtype, [column]) for column in columns]
-    dtype = common_dtype([*old, *new])
-    values = [convert(column, dtype) for column in columns]
-    return values[0] if len(values) == 1 else np.concatenate(values)
 
+    def __init__(self, parts: Iterable[np.dtype[Any]]) -> None:
+        self.dtype: np.dtype[Any] = np.result_type(*parts)
+        is_float = self.dtype.kind == "f" and self.dtype != np.longdouble
+        self._mantissa = np.finfo(self.dtype).nmant + 1 if is_float else None
 
-def convert(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Values in another type that holds them."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN, without a warning
-        return values.astype(dtype, copy=False)
+    def hangs_on(self, part: np.dtype[Any]) -> bool:
+        """Whether values of a type may need another type than the one that was found so far."""
+        if self._mantissa is None or part.kind not in "iu":
+            return False
+        return part.itemsize * 8 - (part.kind == "i") > self._mantissa
 
-
-def common_dtype(parts: Sequence[Part]) -> np.dtype[Any]:
-    """The narrowest common type of numpy that keeps every value; long double where none does.
-
-    Returns:
-        numpy's common type, except that a 64-bit integer which a float64 would round makes it
-        long double, whose 64 or more bits of mantissa keep both.
-    """
-    dtype: np.dtype[Any] = np.result_type(*(part for part, _ in parts))
-    if dtype.kind != "f" or dtype == np.longdouble:
-        return dtype
-    mantissa = np.finfo(dtype).nmant + 1
-    for part, pieces in parts:
-        bits = part.itemsize * 8 - (part.kind == "i")
-        if part.kind in "iu" and bits > mantissa and not all(_keeps(dtype, p) for p in pieces):
-            return np.dtype(np.longdouble)
-    return dtype
+    def look(self, values: Array) -> None:
+        """Look at some of the values to be kept."""
+        if self.hangs_on(values.dtype) and not _keeps(self.dtype, values):
+            self.dtype, self._mantissa = np.dtype(np.longdouble), None
 
 
 def _keeps(dtype: np.dtype[Any], integers: Array) -> bool:
@@ -106,20 +92,50 @@ def _keeps(dtype: np.dtype[Any], integers: Array) -> bool:
     return bool((rounded == integers.astype(np.longdouble)).all())
 
 
+def convert(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Values in another type that holds them, in native byte order."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN, without a warning
+        return values.astype(dtype, copy=False)
+
+
 # --- text -----------------------------------------------------------------------------------------
-def join_text(old: Text | None, columns: Sequence[Iterable[str]]) -> tuple[Text, Array]:
-    """Some columns one after another, encoded, and the type that keeps them and the old values."""
-    encoded = [value.encode() for value in itertools.chain.from_iterable(columns)]
-    escaped = any(b"\0" in value for value in encoded)
-    if escaped:
-        encoded = [value.replace(b"\0", b"\xc0\x80") for value in encoded]
-    dtype = Text(text_width(max(map(len, encoded))), escaped)
-    if old is not None:
-        fixed = old.width and dtype.width
-        dtype = Text(max(old.width, dtype.width) if fixed else 0, escaped or old.escaped)
+def encode_texts(values: Iterable[str]) -> list[bytes]:
+    """Text as it is stored: UTF-8, a NUL character as the bytes C0 80."""
+    encoded = [value.encode() for value in values]
+    if b"\0" in b"".join(encoded):
+        return [value.replace(b"\0", _NUL) for value in encoded]
+    return encoded
+
+
+class TextType:
+    """The type that keeps all text of a column.
+
+    Args:
+        old: of what is stored; None for nothing.
+
+    Attributes:
+        dtype: that keeps what is stored and what was looked at.
+        looked_at_bytes: of the text that was looked at.
+    """
+
+    def __init__(self, old: Text | None) -> None:
+        self.dtype = old or Text(text_width(0))
+        self.looked_at_bytes = 0
+
+    def look(self, encoded: Sequence[bytes]) -> None:
+        """Look at some text, as `encode_texts` makes it."""
+        width = text_width(max(map(len, encoded), default=0))
+        width = max(width, self.dtype.width) if width and self.dtype.width else 0
+        joined = b"".join(encoded)  # quicker than to look at one after another
+        self.dtype = Text(width, self.dtype.escaped or _NUL in joined)
+        self.looked_at_bytes += len(joined)
+
+
+def text_array(encoded: Sequence[bytes], dtype: Text) -> Array:
+    """Encoded text as an array of a type that keeps it."""
     values = np.empty(len(encoded), numpy_dtype(dtype))
     values[:] = encoded
-    return dtype, values
+    return values
 
 
 def text_width(longest: int) -> int:

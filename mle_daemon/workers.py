@@ -14,12 +14,17 @@ from typing import Final
 
 from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.files import NotSynced
+from mle_daemon import allocator
 from mle_daemon import events as e
 from mle_daemon.mirrors import Mirrors
 from mle_daemon.store import Store
 
 _PUBLISH, _SEAL, _END = range(3)  # the order in which waiting jobs are taken
 _THREAD_NAME: Final = "mle-writer"
+# Publishing such a file, or sealing it, may have taken so much memory that it pays to give it back,
+# which takes a millisecond.  For a while more is done first, and the loop drops the ticks.
+_LARGE_FILE_BYTES: Final = 8 * 2**20
+_REST_S: Final = 0.2
 
 
 class Writer:
@@ -38,6 +43,7 @@ class Writer:
         self._jobs = queue.PriorityQueue()
         self._outcomes: deque[e.Event] = deque()
         self._count = 0
+        self._is_fat = False  # there may be memory to give back
         self._thread = threading.Thread(target=self._work, name=_THREAD_NAME)
         self._thread.start()
 
@@ -63,12 +69,27 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            _, _, job = self._jobs.get()
+            job = self._next()
             if job is None:
                 self._mirrors.stop()
                 return
-            self._outcomes.append(self._do(job))
+            outcome = self._do(job)
+            del job  # it holds ticks
+            if isinstance(outcome, e.Published | e.Sealed):
+                self._is_fat = self._is_fat or outcome.file.size >= _LARGE_FILE_BYTES
+            self._outcomes.append(outcome)
+            del outcome
             self._wake()
+
+    def _next(self) -> e.PublishRun | e.SealRun | None:
+        """Wait for a job, and give memory back meanwhile."""
+        if self._is_fat:
+            try:
+                return self._jobs.get(timeout=_REST_S)[2]
+            except queue.Empty:
+                allocator.give_back()
+                self._is_fat = False
+        return self._jobs.get()[2]
 
     def _do(self, job: e.PublishRun | e.SealRun) -> e.Event:
         """The outcome of a job.  Whatever goes wrong is one, too: the thread must go on."""

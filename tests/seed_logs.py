@@ -20,10 +20,11 @@ import numpy as np
 from mle_client import layout
 from mle_client import messages as m
 from mle_client.h5access import empty_image
-from mle_daemon import h5edit, h5file
-from mle_daemon.columns import FileState, plan_append
+from mle_daemon import h5datasets, h5edit, h5file, h5seal
+from mle_daemon.columns import FileState
 from mle_daemon.events import PublishRun
-from tests.unit.daemon.test_columns import Stream, Tick
+from mle_daemon.planning import plan_append
+from tests.unit.daemon.test_planning import Stream, Tick
 
 START = 1.7e9
 
@@ -87,7 +88,7 @@ def log_bytes(
     )  # fmt: skip
     job = PublishRun(about, seed, "", None, blocks, 0, {}, state, kept)
 
-    def edit(file: h5file.Id) -> None:
+    def edit(file: h5datasets.Id) -> None:
         h5edit.begin(file, about, seed)
         h5edit.append(file, seed, plan)
         h5edit.write_kept(file, seed, job)
@@ -97,8 +98,9 @@ def log_bytes(
     if not sealed or state == "running":
         return image
     with h5file.opened("", image) as source:
+        held = h5seal.stored_in(source.id)
         return h5file.edit_image(
-            empty_image(), lambda file: h5edit.copy_compact(source, file), "a test's log"
+            empty_image(), lambda file: h5seal.copy_compact(source.id, held, file), "a test's log"
         )
 
 

@@ -27,7 +27,7 @@ from mle_client.retention import Policy, Saved, to_plain
 from mle_daemon.columns import FileState
 from mle_daemon.events import PublishRun
 from mle_daemon.store import Store
-from tests.unit.daemon.test_columns import blocks_of
+from tests.unit.daemon.test_planning import blocks_of
 from tests.unit.daemon.test_store import a_run
 
 READER = Path(__file__).with_name("read_with_mle_logging.py")

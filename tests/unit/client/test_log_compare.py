@@ -20,7 +20,7 @@ from mle_client.errors import LogDamaged, LogNotFound
 from mle_client.group_copies import Copy
 from tests.seed_logs import Values, log_bytes, read_logs, ticks_of, write_foreign
 from tests.strategies import tick_sequences
-from tests.unit.daemon.test_columns import Tick
+from tests.unit.daemon.test_planning import Tick
 
 
 def rich(path: Path) -> None:

@@ -15,7 +15,7 @@ from mle_client.older_calls import (
     subselect_meta_log,
     tolerant_mean,
 )
-from tests.unit.daemon.test_columns import blocks_of
+from tests.unit.daemon.test_planning import blocks_of
 from tests.unit.daemon.test_store import Log
 
 

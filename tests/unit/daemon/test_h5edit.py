@@ -21,7 +21,7 @@ from mle_client.retention import LatestN, Policy, Saved
 from mle_daemon import store
 from mle_daemon.columns import FileState
 from mle_daemon.events import PublishRun
-from tests.unit.daemon.test_columns import blocks_of
+from tests.unit.daemon.test_planning import blocks_of
 from tests.unit.daemon.test_store import Log
 
 READER = Path(__file__).parents[2] / "compat" / "read_with_mle_logging.py"

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from mle_client import files, layout, merge_seed_logs, wire
 from mle_client import messages as m
 from mle_client.errors import LogDamaged, LogNotFound, RunRefused
-from mle_daemon import h5edit, h5file, store
-from mle_daemon.columns import FileState, Key, Plan
+from mle_daemon import h5edit, h5file, h5seal, store
+from mle_daemon.columns import FileState, Plan
 from mle_daemon.events import PublishRun
+from mle_daemon.pieces import SLICE_BYTES, Key
 from mle_daemon.store import Store
 from tests.seed_logs import write_foreign
 from tests.strategies import tick_sequences
-from tests.unit.daemon.test_columns import Stream, Tick, assert_holds, blocks_of, splits
+from tests.unit.daemon.test_planning import Stream, Tick, assert_holds, blocks_of, splits
 
 START = 1.7e9
 BOTH_WAYS = pytest.mark.parametrize("image_bytes", [store.IMAGE_BYTES, 0], ids=["memory", "copy"])
@@ -168,6 +169,35 @@ def note_rooms(patch: pytest.MonkeyPatch) -> list[int]:
     return rooms
 
 
+@BOTH_WAYS
+@pytest.mark.parametrize("slice_bytes", [1, 1000, 30_000])
+def test_a_file_is_the_same_whatever_the_slices(
+    image_bytes: int, slice_bytes: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "IMAGE_BYTES", image_bytes)
+    ours, sliced = Log(root), Log(tmp_path / "sliced")
+    sliced.run = ours.run
+    sliced.store = Store(str(tmp_path / "sliced"), slice_bytes)
+    rooms = note_rooms(monkeypatch)
+    stream = Stream()
+    published = [
+        stream.blocks(*ticks_of(300)),
+        stream.blocks(*[({}, {"loss": i, "rare": "x" * i}) for i in range(300)]),  # sparse, wide
+        stream.blocks(*ticks_of(20), ({"step": 2**60 + 1}, {"loss": "of the wrong kind"})),
+        stream.blocks(*[({"step": 0.5}, {"new": [[float(i)]]}) for i in range(300)]),
+    ]
+    for blocks in published:
+        sizes = [log.state.size if log.state else 0 for log in (ours, sliced)]
+        assert ours.publish(blocks) == sliced.publish(blocks)
+        for log, size in zip((ours, sliced), sizes, strict=True):
+            assert log.state is not None
+            assert log.state.size <= size + rooms[-1]
+        assert content(ours.path) == content(sliced.path)
+    ours.seal()
+    sliced.seal()
+    assert content(ours.path) == content(sliced.path)
+
+
 # --- what is in the file --------------------------------------------------------------------------
 @pytest.mark.parametrize("image_bytes", [store.IMAGE_BYTES, 0], ids=["memory", "copy"])
 @settings(max_examples=settings().max_examples // 4)
@@ -179,6 +209,7 @@ def test_any_ticks_in_any_publications_are_in_the_file_exactly(
         patch.setattr(store, "IMAGE_BYTES", image_bytes)
         rooms = note_rooms(patch)
         log = Log(root)
+        log.store = Store(root, slice_bytes=data.draw(st.sampled_from([1, 200, SLICE_BYTES])))
         log.open()
         blocks = blocks_of(*logged)
         cuts = data.draw(splits(len(blocks)))
@@ -405,16 +436,15 @@ def test_a_publication_writes_little_more_than_its_tail(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    for module in (h5edit, h5file):
-        real = h5file.append_rows
-        monkeypatch.setattr(
-            module,
-            "append_rows",
-            lambda d, at, values, memory, real=real: (
-                written.append(len(values)),
-                real(d, at, values, memory),
-            ),
-        )
+    real = h5edit.append_rows
+    monkeypatch.setattr(
+        h5edit,
+        "append_rows",
+        lambda d, at, values, memory: (
+            written.append(len(values)),
+            real(d, at, values, memory),
+        ),
+    )
     stream, rows = Stream(), 0
     for _ in range(60):
         log.publish(floats(stream, 200))
@@ -529,7 +559,7 @@ def test_a_log_that_another_daemon_put_there_meanwhile_is_not_overwritten(
     theirs.publish(some_blocks(5))
     content, state = Path(theirs.path).read_bytes(), log.state
     monkeypatch.setattr(store, "IMAGE_BYTES", image_bytes)
-    module, name = {"publish": (h5edit, "mark"), "seal": (h5edit, "differences")}[step]
+    module, name = {"publish": (h5edit, "mark"), "seal": (h5seal, "differences")}[step]
     real = getattr(module, name)
 
     def replaced(*arguments: Any) -> Any:
@@ -550,7 +580,7 @@ def test_a_log_that_was_removed_meanwhile_is_gone(
     log: Log, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     log.publish(some_blocks(3))
-    module, name = {"publish": (h5edit, "mark"), "seal": (h5edit, "differences")}[step]
+    module, name = {"publish": (h5edit, "mark"), "seal": (h5seal, "differences")}[step]
     real = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a: os.unlink(log.path) or real(*a))
     with pytest.raises(LogNotFound, match="gone"):
@@ -1077,12 +1107,12 @@ def test_a_seal_that_would_lose_a_value_is_not_kept(
 ) -> None:
     log.publish(some_blocks(3))
     before = Path(log.path).read_bytes()
-    real = h5edit.write_rows
+    real = h5seal.write_rows
 
-    def spoil(dataset: Any, at: int, values: Any, memory: Any) -> None:
-        real(dataset, at, values + 1 if values.dtype == np.float64 else values, memory)
+    def spoil(dataset: Any, at: int, values: Any, *others: Any) -> None:
+        real(dataset, at, values + 1 if values.dtype == np.float64 else values, *others)
 
-    monkeypatch.setattr(h5edit, "write_rows", spoil)
+    monkeypatch.setattr(h5seal, "write_rows", spoil)
     with pytest.raises(LogDamaged, match="stats/loss"):
         log.seal()
     assert Path(log.path).read_bytes() == before

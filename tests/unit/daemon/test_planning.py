@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 
 from mle_client import layout, ticks, wire
 from mle_client import messages as m
-from mle_daemon.columns import Append, Column, FileState, Key, Plan, plan_append
+from mle_daemon import pieces
+from mle_daemon.columns import Append, Column, FileState, Part, Plan
+from mle_daemon.pieces import SLICE_BYTES, Key
+from mle_daemon.planning import plan_append
 from mle_daemon.values import Array, Text, numpy_dtype
 from tests.strategies import tick_sequences
 
@@ -66,16 +70,24 @@ def blocks_of(*logged: Tick) -> list[wire.Block]:
 class MemoryFile:
     """A file as arrays: what a plan must do to it, done as simply as possible."""
 
-    def __init__(self) -> None:
+    def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
+        self._slice_bytes = slice_bytes
+        self._begun: list[Append] = []
         self.state: FileState | None = None
         self.values: dict[Key, list[Any]] = {}
         self.rows: dict[Key, list[int]] = {}
 
     def publish(self, blocks: Sequence[wire.Block]) -> Plan:
-        plan = plan_append(self.state, blocks, START, self.read)
+        plan = plan_append(self.state, blocks, START, self.read, self._slice_bytes)
         columns = dict(self.state.columns) if self.state else {}
         for change in plan.appends:
-            self._append(change, columns)
+            assert change.before == columns.get((change.after.group, change.after.name))
+        for part in plan.parts():
+            self._append(part)
+        columns |= {(c.after.group, c.after.name): c.after for c in plan.appends}
+        for key, column in columns.items():
+            assert len(self.values[key]) == column.length
+            assert column.dense or len(self.rows[key]) == column.length
         self.state = FileState("", plan.rows, {}, columns, "running", START, 0)
         return plan
 
@@ -83,19 +95,21 @@ class MemoryFile:
         values = self.values[column.group, column.name]
         yield np.array(values, numpy_dtype(column.dtype)).reshape(len(values), *column.shape)
 
-    def _append(self, change: Append, columns: dict[Key, Column]) -> None:
+    def _append(self, part: Part) -> None:
+        change = part.change
         key = (change.after.group, change.after.name)
-        assert change.before == columns.get(key)
-        assert change.values.dtype == numpy_dtype(change.after.dtype)
-        assert change.values.flags.c_contiguous
-        assert change.values.shape[1:] == change.after.shape
-        old = change.before.length if change.before else 0
-        assert change.after.length == old + len(change.values)
-        assert change.after.dense == (change.rows is None)
-        columns[key] = change.after
-        self.values.setdefault(key, []).extend(change.values)
-        if change.rows is not None:
-            self.rows.setdefault(key, []).extend(change.rows.tolist())
+        assert part.values.dtype == numpy_dtype(change.after.dtype)
+        assert part.values.flags.c_contiguous
+        assert part.values.shape[1:] == change.after.shape
+        assert part.at == len(self.values.setdefault(key, []))
+        assert part.is_first == (change not in self._begun)
+        assert change.after.dense == (part.rows is None)
+        self._begun.append(change)
+        self.values[key].extend(part.values)
+        if part.rows is not None:
+            stored = change.stored_rows if part.is_first else ()
+            assert len(part.rows) == len(part.values)
+            self.rows.setdefault(key, []).extend([*stored, *part.rows.tolist()])
 
     def logged(self) -> dict[Key, dict[int, Any]]:
         """The values of each column by their rows."""
@@ -129,6 +143,18 @@ def same(stored: Any, given: Any) -> bool:
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two stored values are the same to the bit."""
+    if isinstance(one, bytes):
+        return bool(one == other)
+    one, other = np.asarray(one), np.asarray(other)
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if one.dtype == np.longdouble:  # which has bytes that mean nothing
+        return bool(np.array_equal(one, other, equal_nan=True))
+    return one.tobytes() == other.tobytes()
+
+
 def assert_holds(file: Mapping[Key, Mapping[int, Any]], logged: Sequence[Tick]) -> None:
     """Fail unless a file holds just what was logged, and the daemon's clocks."""
     expected = expected_of(logged)
@@ -153,11 +179,52 @@ def test_any_ticks_in_any_publications_come_to_the_same(
     data: st.DataObject, logged: list[Tick]
 ) -> None:
     blocks = blocks_of(*logged)
-    file = MemoryFile()
+    file = MemoryFile(slice_bytes=data.draw(st.sampled_from([1, 50, 400, SLICE_BYTES])))
     cuts = data.draw(splits(len(blocks)))
     for start, stop in itertools.pairwise(cuts):
         assert file.publish(blocks[start:stop]).problems == ()
     assert_holds(file.logged(), logged)
+
+
+@given(st.data(), tick_sequences(), tick_sequences(), st.sampled_from([1, 50, 400]))
+def test_a_file_becomes_the_same_whatever_the_slices(
+    data: st.DataObject, one: list[Tick], two: list[Tick], slice_bytes: int
+) -> None:
+    pending = [Stream().blocks(*one), Stream().blocks(*two)]  # keys may be of two kinds
+    blocks: list[wire.Block] = []
+    while any(pending):
+        blocks.append(data.draw(st.sampled_from([p for p in pending if p])).pop(0))
+    sliced, whole = MemoryFile(slice_bytes), MemoryFile()
+    for start, stop in itertools.pairwise(data.draw(splits(len(blocks)))):
+        plans = [file.publish(blocks[start:stop]) for file in (sliced, whole)]
+        assert plans[0].problems == plans[1].problems
+    assert sliced.state == whole.state
+    assert sliced.rows == whole.rows
+    assert sliced.values.keys() == whole.values.keys()
+    for key, values in whole.values.items():
+        assert all(map(same_bits, sliced.values[key], values))
+
+
+def test_one_slice_of_ticks_is_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[pieces.Slice] = weakref.WeakSet()
+
+    class Watched(pieces.Slice):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            alive.add(self)
+
+    monkeypatch.setattr(pieces, "Slice", Watched)
+    stream = Stream()
+    blocks = stream.blocks(*[({"step": i}, {"a": i / 2, "t": "x" * 9}) for i in range(600)])
+    blocks += stream.blocks(*[({"step": i}, {"a": i, "v": [i, 1]}) for i in range(600)])
+    plan = plan_append(None, blocks, START, lambda column: [], slice_bytes=4000)
+    assert not alive  # though it has looked at the text
+    parts = 0
+    for part in plan.parts():
+        assert part.values.nbytes <= 4000
+        assert len(alive) <= 1
+        parts += 1
+    assert parts > 10 * len(plan.appends)
 
 
 def test_ticks_alike_make_dense_columns_in_their_types() -> None:
@@ -168,11 +235,13 @@ def test_ticks_alike_make_dense_columns_in_their_types() -> None:
         lambda column: [],
     )
     found = {(a.after.group, a.after.name): a for a in plan.appends}
+    values = {part.change.after.name: part.values for part in plan.parts()}
     assert plan.rows == 3
-    assert all(a.rows is None and a.after.dense and a.before is None for a in plan.appends)
-    assert found["time", "time_elapsed"].values.tolist() == [0.5, 1.0, 1.5]
-    assert found["time", "num_updates"].values.tolist() == [1, 2, 3]
-    assert found["time", "time"].values.dtype == np.dtype("S14")
+    assert all(part.rows is None for part in plan.parts())
+    assert all(a.after.dense and a.before is None for a in plan.appends)
+    assert values["time_elapsed"].tolist() == [0.5, 1.0, 1.5]
+    assert values["num_updates"].tolist() == [1, 2, 3]
+    assert values["time"].dtype == np.dtype("S14")
     assert found["time", "step"].after == Column("time", "step", np.dtype("i8"), (), 3, True)
     assert found["stats", "best"].after.dtype == np.dtype("?")
     assert found["stats", "w"].after == Column("stats", "w", np.dtype("<i8"), (2,), 3, True)
@@ -243,7 +312,7 @@ def test_many_short_blocks_of_schemas_that_take_turns_are_handled_by_the_column(
         monkeypatch.setattr(
             kind, "column", lambda self, i, real=real: fetched.append(i) or real(self, i)
         )
-    plan_append(None, blocks, START, lambda column: [])
+    list(plan_append(None, blocks, START, lambda column: []).parts())
     assert len(fetched) == 5  # once for each field of either schema
 
 
@@ -322,7 +391,8 @@ def foreign(ticks: int, **lengths: int) -> FileState:
 def rows_after_one_more(state: FileState) -> dict[str, list[int]]:
     """The row numbers that a log of mle-logging's gets with its first tick of ours."""
     plan = plan_append(state, blocks_of(({}, {"new": 1.0})), START, lambda column: [])
-    return {a.after.name: a.rows.tolist() for a in plan.appends if a.rows is not None}
+    (parts,) = [[p for p in plan.parts() if p.rows is not None]]
+    return {p.change.after.name: [*p.change.stored_rows, *p.rows.tolist()] for p in parts}
 
 
 def test_a_rare_statistic_is_not_taken_for_one_that_lacks_its_last_rows() -> None:
