@@ -60,7 +60,7 @@ class Size:
 SIZES: Final = {
     "full": Size(1_000, 10, 1_000, makers=4, producers=8, rounds=10, window_s=4.0),
     "quick": Size(100, 10, 1_000, makers=4, producers=8, rounds=4, window_s=1.0),
-    "tiny": Size(2, 2, 50, makers=1, producers=2, rounds=1, window_s=0.1),
+    "tiny": Size(2, 2, 50, makers=1, producers=2, rounds=1, window_s=0.6),
 }
 
 Window = tuple[float, float]  # from and to, in seconds of the monotonic clock

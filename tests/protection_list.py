@@ -799,8 +799,8 @@ PROTECTIONS: Final = (
     Protection(
         "ZeroMQ is whole before there is a thread",
         "mle_client/transport.py",
-        "        import zmq  # noqa: F401",
-        "        pass",
+        "import zmq\n\nfrom mle_client import addresses",
+        'class _Late:\n    __getattr__ = lambda self, name: getattr(__import__("zmq"), name)\n\n\nzmq = _Late()\n\nfrom mle_client import addresses',
         "tests/crash/test_processes.py::test_who_inherits_a_logger_logs_on",
     ),
     Protection(
