@@ -545,21 +545,25 @@ class Transport:
 
     def _send_requests(self, link: _Link, now: float) -> None:
         for channel in tuple(self._channels.values()):
-            if channel.save_at is not None and channel.session.sent >= channel.save_at:
+            is_due = channel.save_at is not None and channel.session.sent >= channel.save_at
+            if is_due and self._send(link, m.Save(channel.id)):
                 channel.save_at = None
-                self._send(link, m.Save(channel.id))
         for wait in tuple(self._waits.values()):
             if wait.channel.refused:
                 self._done(wait.token, wait.channel.refused)
             elif not wait.sent and wait.channel.session.sent >= wait.position:
-                wait.sent = True
-                self._send(link, m.Flush(wait.token, wait.channel.id, wait.position))
+                flush = m.Flush(wait.token, wait.channel.id, wait.position)
+                wait.sent = self._send(link, flush)
         if now >= link.heartbeat_at:
             self._hello(link, now)
 
-    def _send(self, link: _Link, message: m.Request) -> None:
-        with contextlib.suppress(zmq.Again):
+    def _send(self, link: _Link, message: m.Request) -> bool:
+        """Send a message.  Returns: False where the socket's queue is full, as of many loggers."""
+        try:
             link.socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def forget(self) -> None:
         """In a forked child: the thread is the parent's, and its socket must not be touched."""

@@ -1027,4 +1027,18 @@ PROTECTIONS: Final = (
         "False:\n                raise RunRefused",
         "tests/integration/test_forged_messages.py -k lead_nowhere",
     ),
+    Protection(
+        "a flush waits for room in the queue",
+        "mle_client/transport.py",
+        "wait.sent = self._send(link, flush)",
+        "wait.sent = self._send(link, flush) or True",
+        "tests/unit/client/test_transport.py -k no_room",
+    ),
+    Protection(
+        "what is flushed counts as stored, whoever was killed before saying so",
+        "mle_client/transport.py",
+        "                self.shipper.stored(wait.channel.id, number)",
+        "                pass",
+        "tests/unit/client/test_transport.py -k nobody_said_so",
+    ),
 )

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mle_client import MLELogger, runtime
+import pytest
+import zmq
+
+from mle_client import MLELogger, runtime, wire
 from mle_client import messages as m
 from mle_client.endpoint import Endpoint, write_endpoint
 from tests.fake_daemon import FakeDaemon, Script
@@ -56,3 +59,29 @@ def test_what_is_flushed_is_stored_though_nobody_said_so(root: Path, runtime_dir
         report = log.close(timeout=20)
     assert (report.unstored, report.refused, report.spilled) == (0, 1, 0)
     assert [str(error) for error in errors] == ["no"]
+
+
+def test_a_flush_for_which_the_queue_has_no_room_is_sent_later(
+    root: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a thousand loggers have something to send in one round."""
+    turned_away = []
+
+    class Socket(zmq.Socket[bytes]):
+        def send_multipart(self, frames: Any, *arguments: Any, **options: Any) -> Any:
+            is_flush = self.type == zmq.DEALER and isinstance(wire.decode(frames), m.Flush)
+            if is_flush and len(turned_away) < 3:
+                turned_away.append(frames)
+                raise zmq.Again
+            return super().send_multipart(frames, *arguments, **options)
+
+    class Context(zmq.Context[Any]):
+        _socket_class = Socket
+
+    monkeypatch.setattr(zmq, "Context", Context)
+    with daemon(root, forgetful(root)):
+        log = MLELogger(str(root))
+        log.update({"step": 1}, {})
+        assert log.flush(timeout=20)
+        log.close()
+    assert len(turned_away) == 3
