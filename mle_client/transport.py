@@ -63,7 +63,9 @@ _HEARTBEAT_S: Final = 10.0
 # How often snapshots' memory that nobody has used for a while is given back.
 _TIDY_EVERY_S: Final = 30.0
 _FIRST_RETRY_S: Final = 0.2
-_LAST_RETRY_S: Final = 30.0
+# As long as a daemon cannot be started, as on a full disk: everything goes on within 5 s of there
+# being room.  An attempt costs some 0.2 s of CPU, of another process.
+_LAST_RETRY_S: Final = 3.0
 _REMOVED: Final = "its logger was closed meanwhile"
 
 

@@ -316,7 +316,7 @@ class Arrivals:
             return
         self._write(key, arrival, piece, now)
         if arrival.state is not State.WRITING or key not in self._arrivals:
-            self._copying = None
+            self._copying = self._next_left(now)  # at once: there may be a thousand small ones
 
     def _next_left(self, now: float) -> tuple[Key, Arrival, Iterator[aw.Buffer]] | None:
         for key, arrival in tuple(self._arrivals.items()):

@@ -56,6 +56,7 @@ class Pending:
     Args:
         position: of the stream, at or before its record.
         dropped: its bytes will not come; only what it changes in the order of checkpoints counts.
+        left: its process is gone, and has left its bytes in memory: they come without it.
         staged: path of its bytes once they have arrived.
         storing: it is being given its names.
         error: told last about it.
@@ -65,6 +66,7 @@ class Pending:
     artifact: m.Artifact
     position: int
     dropped: bool = False
+    left: bool = False
     staged: str = ""
     storing: bool = False
     error: str = ""
@@ -239,6 +241,8 @@ class Artifacts:
             What each lost one was, as of `lose`.
         """
         coming = set(left)
+        for (owner, number), waiting in self.pending.items():
+            waiting.left = waiting.left or (owner == producer and number in coming)
         lost = [
             key
             for key, waiting in self.pending.items()
@@ -273,6 +277,11 @@ class Artifacts:
     def waiting(self) -> int:
         """How many are announced, not dropped and not stored."""
         return sum(not each.dropped for each in self.pending.values())
+
+    @property
+    def comes(self) -> bool:
+        """Whether something is on its way that needs no process but this one."""
+        return any(waiting.left and not waiting.dropped for waiting in self.pending.values())
 
     @property
     def storing(self) -> bool:

@@ -146,13 +146,15 @@ class Publisher:
     def is_done(self) -> bool:
         """Whether every file has all there is, and no run is about to be sealed.
 
-        One that waits for an artifact is not about to be: the next daemon goes on waiting.
+        One that waits for an artifact is not about to be: the next daemon goes on waiting.  But
+        what a process that is gone has left in memory is taken from there first.
         """
         return not any(
             run.dirty
             or run.publishing
             or run.sealing
             or run.artifacts.storing
+            or run.artifacts.comes
             or (run.status != RUNNING and not run.artifacts.pending)
             for run in self._registry.runs.values()
         )

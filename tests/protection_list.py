@@ -1041,4 +1041,18 @@ PROTECTIONS: Final = (
         "                pass",
         "tests/unit/client/test_transport.py -k nobody_said_so",
     ),
+    Protection(
+        "a stop takes what killed trainers have left in memory",
+        "mle_daemon/publisher.py",
+        "            or run.artifacts.comes\n",
+        "",
+        "tests/integration/test_doctor.py -k left_in_memory",
+    ),
+    Protection(
+        "who finds no daemon tries again soon",
+        "mle_client/transport.py",
+        "_LAST_RETRY_S: Final = 3.0",
+        "_LAST_RETRY_S: Final = 30.0",
+        "tests/unit/client/test_transport.py -k missing_for_long",
+    ),
 )

@@ -25,6 +25,20 @@ for i in range(5000, 6000):
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+SAVES = """
+import os, signal, sys
+import numpy as np
+from mle_client import MLELogger
+log = MLELogger(sys.argv[1], seed_id=1, model_type="numpy", save_every_k_ckpt=1)
+log.update({"step": 0}, {"loss": 0.0})
+assert log.flush(20)
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+for i in range(1, 21):
+    log.update({"step": i}, {"loss": 0.5 * i}, model={"w": np.full(1000, i)})
+os.kill(int(sys.argv[2]), signal.SIGKILL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 def doctor(root: Path) -> tuple[int, dict[str, Any]]:
     done = daemons.mle_daemon("doctor", "--root", str(root), "--json")
@@ -70,6 +84,22 @@ def test_what_killed_processes_left_is_told_and_recovered_once(root: Path) -> No
     assert json.loads(done.stdout)["examined"]["ticks"] == 6000
     after = (root / "exp/logs/log_seed_1.hdf5").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_every_model_that_killed_processes_left_in_memory_is_recovered_at_once(root: Path) -> None:
+    daemon = daemons.start(root)
+    done = subprocess.run(
+        [sys.executable, "-c", SAVES, str(root / "exp"), str(daemon["pid"])],
+        env=daemons.environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    daemons.kill_all(root)
+
+    done = daemons.mle_daemon("recover", "--root", str(root))
+    assert done.returncode == 0, done.stderr
+    assert "all is well" in done.stdout
+    assert len(list((root / "exp/models/every_k").iterdir())) == 20
+    assert load_log(str(root / "exp")).seed_1.time.step.tolist() == list(range(21))
 
 
 def test_what_the_daemon_of_an_experiment_left_is_told_and_recovered_from_above(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,9 @@ import zmq
 
 from mle_client import MLELogger, runtime, wire
 from mle_client import messages as m
+from mle_client.discovery import Target
 from mle_client.endpoint import Endpoint, write_endpoint
+from mle_client.transport import Transport
 from tests.fake_daemon import FakeDaemon, Script
 
 
@@ -85,3 +88,23 @@ def test_a_flush_for_which_the_queue_has_no_room_is_sent_later(
         assert log.flush(timeout=20)
         log.close()
     assert len(turned_away) == 3
+
+
+def test_a_daemon_that_was_missing_for_long_is_found_within_5_s(
+    root: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a full disk, on which none can be started; `update()` does not notice."""
+    pauses: list[float] = []
+    now = 0.0
+
+    def missing(self: Transport) -> tuple[None, None]:
+        pauses.append(now)
+        return None, None
+
+    transport = Transport(Target(str(root), None, own=True))
+    monkeypatch.setattr(Transport, "_find_daemon", missing)
+    monkeypatch.setattr("mle_client.transport.time.monotonic", lambda: now)
+    for _ in range(100):
+        transport._connect(now)
+        now = transport._retry_at
+    assert max(later - sooner for sooner, later in itertools.pairwise(pauses)) <= 4.0

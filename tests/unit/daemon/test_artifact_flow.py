@@ -477,6 +477,20 @@ def test_a_stop_does_not_wait_for_what_live_clients_have_not_sent(rig: Rig) -> N
     assert dones(rig.answers(BERT)) == [(5, "")]
 
 
+def test_a_stop_waits_for_what_a_dead_process_has_left_in_memory(rig: Rig) -> None:
+    trainer = Trainer().log(1)
+    number = trainer.save()
+    taken(rig, trainer)
+    rig.deliver(e.ProducerGone(trainer.id, frozenset((number,))))
+    rig.deliver(e.StopAsked())
+    rig.settle_files()
+    assert rig.left is None
+    rig.arrive(trainer, number)
+    rig.settle()
+    assert rig.left is not None
+    assert len(rig.artifacts) == 1
+
+
 def test_a_stop_waits_for_what_is_being_stored_and_for_the_journal(rig: Rig) -> None:
     trainer = Trainer().log(1)
     number = trainer.save()
