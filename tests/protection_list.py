@@ -1046,7 +1046,7 @@ PROTECTIONS: Final = (
         "mle_daemon/publisher.py",
         "            or run.artifacts.comes\n",
         "",
-        "tests/integration/test_doctor.py -k left_in_memory",
+        "tests/unit/daemon/test_artifact_flow.py -k left_in_memory",
     ),
     Protection(
         "who finds no daemon tries again soon",
