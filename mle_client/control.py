@@ -8,6 +8,7 @@ this way; that is `transport`.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -38,6 +39,8 @@ from mle_client.handshake import Handshake
 from mle_client.keys import ClientKeys, keys_for
 
 _TOKEN: Final = 1  # one request a connection, so one token will do
+# A daemon needs so much for its log, its endpoint and the first segment of its journal.
+_ROOM_BYTES: Final = 65_536
 _LOOK_EVERY_S: Final = 0.2  # whether the daemon's process is still there
 _GONE_CHECK_S: Final = 0.02
 
@@ -216,8 +219,20 @@ def _daemon_of(root: str) -> Endpoint:
         last = read_endpoint(root)
         killed = last is not None and last.state == READY
         advice = "; the last one was killed, and starting one brings back what it had"
-        raise DaemonUnavailable(root, "none runs there" + (advice if killed else ""))
+        why = "none runs there" + (advice if killed else "") + _no_room(root)
+        raise DaemonUnavailable(root, why)
     return daemon
+
+
+def _no_room(root: str) -> str:
+    """What to do where a daemon cannot be started for lack of room; "" where there is some."""
+    try:
+        free = shutil.disk_usage(root).free
+    except OSError:  # the root is gone, which is not the question
+        return ""
+    if free >= _ROOM_BYTES:
+        return ""
+    return f"; {root} has {free} bytes free, too few to start one: make room, and clients start it"
 
 
 def _ask_daemon(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,14 @@ class TestStatus:
     def test_after_a_kill_it_says_what_to_do(self, root: Path, serve: Any) -> None:
         serve(root, polite, started="1")
         with pytest.raises(DaemonUnavailable, match="was killed, and starting one"):
+            control.status(str(root))
+
+    def test_a_full_disk_is_told_where_no_daemon_can_be_started(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usage = shutil.disk_usage(root)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=512))
+        with pytest.raises(DaemonUnavailable, match=f"{root} has 512 bytes free, too few to start"):
             control.status(str(root))
 
     def test_of_a_silent_daemon_the_pid_is_told(self, root: Path, serve: Any) -> None:
