@@ -51,8 +51,8 @@ from mle_client.snapshot import Arena
 # How long a round waits while much comes in: a batch then has thousands of fast ticks, and what a
 # ring takes in memory stays small.
 _BUSY_WAIT_S: Final = 0.02
-# While a round has less than so many bytes, there is time: each takes some 0.4 ms of CPU, and what
-# waits in the ring is as safe from a kill as what was sent.
+# While a round sends less than so many bytes, and as few were acknowledged, there is time: each
+# takes some 0.4 ms of CPU, and what waits in the ring is as safe from a kill as what was sent.
 _MUCH_BYTES: Final = 65_536
 _CALM_WAIT_S: Final = 0.2
 # Unanswered for so long, the daemon's process is looked at.
@@ -172,6 +172,7 @@ class Transport:
         self._waker: Any = None  # waits for the pipe alone
         self._context: Any = None
         self._link: _Link | None = None
+        self._acked_bytes = 0  # in this round
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
         self._tidy_at = 0.0
@@ -266,14 +267,14 @@ class Transport:
         wait_s = _BUSY_WAIT_S
         while self._go_on():
             try:
-                sent = self._round(wait_s)
+                moved = self._round(wait_s)
             except Exception as error:  # whatever it is, the ticks must go on being shipped
                 self._report(error)
                 self._disconnect()
                 self._later()
-                sent = 0
+                moved = 0
                 time.sleep(_BUSY_WAIT_S)
-            wait_s = _BUSY_WAIT_S if sent >= _MUCH_BYTES else _CALM_WAIT_S
+            wait_s = _BUSY_WAIT_S if moved >= _MUCH_BYTES else _CALM_WAIT_S
 
     def _go_on(self) -> bool:
         with self._lock:
@@ -293,7 +294,13 @@ class Transport:
             return False
 
     def _round(self, wait_s: float) -> int:
-        """One round: wait, then send what has come meanwhile.  Returns: how many bytes."""
+        """One round: wait, then send what has come meanwhile.
+
+        Returns:
+            How many bytes it has sent, or has heard to be safe: in the room that those have left, a
+            logger that has waited for it goes on at full speed.
+        """
+        self._acked_bytes = 0
         self._listen(wait_s)
         for channel in tuple(self._channels.values()):
             channel.catch_up()
@@ -317,7 +324,7 @@ class Transport:
                 channel.save_at = channel.catch_up()
             sent += self._ship(link, channel, now)
         self._send_requests(link, now)
-        return sent
+        return max(sent, self._acked_bytes)
 
     def _listen(self, wait_s: float) -> None:
         """Wait for answers, or to be woken, and take in what came."""
@@ -437,7 +444,9 @@ class Transport:
                 self._welcomed(link, message, now)
             case m.Ack(producer, position, ticks, published):
                 if channel := self._channels.get(producer):
+                    before = channel.session.acked
                     channel.session.acknowledged(position, ticks, published, now)
+                    self._acked_bytes += channel.session.acked - before
                     channel.ring.release(channel.session.acked)
             case m.Expect(producer, position):
                 if channel := self._channels.get(producer):

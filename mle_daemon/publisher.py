@@ -249,8 +249,8 @@ class Publisher:
 
     def published(self, event: e.Published, now: float) -> None:
         """A publication has ended well."""
-        run = self._run(event.run_id)
         self._under_way.discard(event.run_id)
+        run = self._run(event.run_id)
         run.published(event.file, event.cost, now)
         for problem in event.problems:
             self._out.notice(run, problem)
@@ -261,8 +261,8 @@ class Publisher:
 
     def publish_failed(self, event: e.PublishFailed, now: float) -> None:
         """A publication has failed."""
-        run = self._run(event.run_id)
         self._under_way.discard(event.run_id)
+        run = self._run(event.run_id)
         self._failed(run, event.error)
         run.publication_failed(event.error, now)
         if event.removed and run.may_go_without_log:

@@ -17,6 +17,7 @@ from mle_client.discovery import Target
 from mle_client.endpoint import Endpoint, write_endpoint
 from mle_client.transport import Transport
 from tests.fake_daemon import FakeDaemon, Script
+from tests.integration import daemons
 
 
 @contextmanager
@@ -108,3 +109,26 @@ def test_a_daemon_that_was_missing_for_long_is_found_within_5_s(
         transport._connect(now)
         now = transport._retry_at
     assert max(later - sooner for sooner, later in itertools.pairwise(pauses)) <= 4.0
+
+
+def test_a_round_that_hears_of_much_is_as_busy_as_one_that_sends_much(
+    root: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a logger that has waited for room would have it, fill it, and wait for a calm round."""
+    moved: list[int] = []
+    round_ = Transport._round
+    monkeypatch.setattr(
+        Transport, "_round", lambda self, s: moved.append(round_(self, s)) or moved[-1]
+    )
+    with daemon(root, forgetful(root)):
+        log = MLELogger(str(root))
+        assert log.flush(timeout=20)
+        moved.clear()
+        for number in range(10_000):
+            log.update({"step": number}, {})
+        daemons.wait_for(lambda: log.stats()["bytes_waiting"] == 0)
+        size = log.stats()["sent"]
+        daemons.wait_for(lambda: len(moved) > 1 and moved[-1] == 0)
+        log.close()
+    assert size > 100_000
+    assert sum(moved) >= 1.8 * size  # each byte in the round that sends it and in one that hears
