@@ -130,6 +130,19 @@ def test_a_full_disk(root: Path) -> None:
         )
 
 
+@pytest.mark.long
+def test_a_full_disk_whose_daemon_is_killed(root: Path) -> None:
+    """None can be started until there is room; by then the pauses between attempts have grown."""
+    with storage.small_memory(root, _DISK_BYTES), at_work(root) as trainer:
+        ballast = storage.fill(root)
+        os.kill(daemons.status(root)["pid"], signal.SIGKILL)
+        time.sleep(10)
+        assert "bytes free, too few" in daemons.mle_daemon("status", "--root", str(root)).stderr
+        assert_readable(trainer)
+        ballast.unlink()
+        wait_until_back(root, trainer, "full disk, daemon killed")
+
+
 def test_a_full_disk_for_publications_and_artifacts_alone(root: Path) -> None:
     staging = root / ".mle/staging"
     with storage.small_memory(staging, 4_000_000):

@@ -40,6 +40,17 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+def kill_both(root: Path, script: str) -> None:
+    """Have a script kill its daemon and itself."""
+    daemon = daemons.start(root)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(root / "exp"), str(daemon["pid"])],
+        env=daemons.environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    daemons.kill_all(root)  # the trainer may have begun to start another one
+
+
 def doctor(root: Path) -> tuple[int, dict[str, Any]]:
     done = daemons.mle_daemon("doctor", "--root", str(root), "--json")
     return done.returncode, json.loads(done.stdout)
@@ -57,13 +68,7 @@ def test_a_living_daemon_is_well(root: Path) -> None:
 
 
 def test_what_killed_processes_left_is_told_and_recovered_once(root: Path) -> None:
-    daemon = daemons.start(root)
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINS, str(root / "exp"), str(daemon["pid"])],
-        env=daemons.environment(), check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
-    daemons.kill_all(root)  # the trainer may have begun to start another one
+    kill_both(root, TRAINS)
 
     code, report = doctor(root)
     assert code == 7
@@ -87,13 +92,7 @@ def test_what_killed_processes_left_is_told_and_recovered_once(root: Path) -> No
 
 
 def test_every_model_that_killed_processes_left_in_memory_is_recovered_at_once(root: Path) -> None:
-    daemon = daemons.start(root)
-    done = subprocess.run(
-        [sys.executable, "-c", SAVES, str(root / "exp"), str(daemon["pid"])],
-        env=daemons.environment(), check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
-    daemons.kill_all(root)
+    kill_both(root, SAVES)
 
     done = daemons.mle_daemon("recover", "--root", str(root))
     assert done.returncode == 0, done.stderr

@@ -385,12 +385,18 @@ def test_of_a_run_one_publication_is_under_way_at_a_time(rig: Rig) -> None:
     assert dones(rig.answers(ANNA)) == [(2, "")]
 
 
-def test_what_is_waited_for_is_published_before_what_nobody_waits_for(rig: Rig) -> None:
+def nine_due(rig: Rig) -> list[Trainer]:
+    """Trainers whose runs are to be published because time has passed, the oldest first."""
     trainers = [Trainer(f"run {i}", make_run(f"run {i}", seed_id=f"seed_{i}")) for i in range(9)]
     for trainer in trainers:
         rig.take(ANNA, trainer.log(1).data())
         rig.tick(0.01)
     rig.tick(rig.config.publish_max_age_s)
+    return trainers
+
+
+def test_what_is_waited_for_is_published_before_what_nobody_waits_for(rig: Rig) -> None:
+    trainers = nine_due(rig)
     assert [job.path for job in rig.jobs] == [each.path for each in trainers[:2]]
     last = trainers[-1]
     rig.take(ANNA, m.Flush(7, last.id, last.head))
@@ -400,11 +406,7 @@ def test_what_is_waited_for_is_published_before_what_nobody_waits_for(rig: Rig) 
 
 
 def test_what_nobody_waits_for_has_its_turn_however_much_comes(rig: Rig) -> None:
-    trainers = [Trainer(f"run {i}", make_run(f"run {i}", seed_id=f"seed_{i}")) for i in range(9)]
-    for trainer in trainers:
-        rig.take(ANNA, trainer.log(1).data())
-        rig.tick(0.01)
-    rig.tick(rig.config.publish_max_age_s)
+    trainers = nine_due(rig)
     published = []
     while rig.jobs:
         published += [job.path for job in rig.jobs]
