@@ -2,7 +2,7 @@
 
 Pure.  A publication may have hundreds of megabytes of ticks; as columns they would take that again,
 and more while they are made.  So they are gone through in slices, of which one is there at a time.
-Which values a column takes, and in which type, is decided in `columns`.
+Which values a column takes, and in which type, is decided in `planning`.
 """
 
 from __future__ import annotations
