@@ -15,6 +15,7 @@ from typing import Any, Final
 from benchmarks import (
     ceiling,
     checkpoint,
+    devices,
     disk,
     end_to_end,
     growth,
@@ -39,7 +40,7 @@ LOGGING: Final[dict[str, Any]] = {
     each.NAME: each
     for each in (
         *(update_cost, instructions, training, peers, end_to_end, ceiling, startup, visible),
-        *(memory, disk, growth, shapes, checkpoint),
+        *(memory, disk, growth, shapes, checkpoint, devices),
     )
 }
 BENCHMARKS: Final[dict[str, Any]] = {

@@ -342,7 +342,10 @@ class MLELogger:
             return self._report.spilled == self._report.unstored == 0
         if channel is None:
             return True
-        return self._transport.flush(channel, channel.producer.catch_up, timeout)
+        deadline = time.monotonic() + timeout
+        came = channel.producer.settle(timeout)
+        left = max(0.0, deadline - time.monotonic())
+        return self._transport.flush(channel, channel.producer.catch_up, left) and came
 
     def close(self, timeout: float = EXIT_TIMEOUT_S) -> Report:
         """End the run and wait until its log file is complete.
@@ -368,7 +371,7 @@ class MLELogger:
         deadline = time.monotonic() + timeout
         if self._end is None:  # else an earlier call was interrupted
             self._saver.finish(timeout / 2)
-            self._end = channel.producer.close()
+            self._end = channel.producer.close(timeout=timeout / 2)
         end = self._end
         left = max(0.0, deadline - time.monotonic())
         flushed = self._transport.flush(channel, lambda: end, left)
@@ -426,7 +429,7 @@ class MLELogger:
     def _has_arrived(self, channel: Channel) -> bool:
         """End the stream.  Returns: whether the daemon has it all, or has had the time."""
         producer = channel.producer
-        if self._end is None and self._saver.finish(0.0):
+        if self._end is None and self._saver.finish(0.0) and producer.settle(0.0):
             self._end = producer.close()
         elif self._end is not None and not producer.has_ended:  # the disk was full
             self._end = producer.end()

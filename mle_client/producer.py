@@ -11,12 +11,16 @@ A thread that finds no baton waits.  A signal handler that interrupts the holder
 cannot wait, so its tick is set aside and written at the next opportunity.  A baton that nobody
 holds any more (the holder was interrupted by an exception) is made anew from what is committed.
 
+A tick with values that a device is still computing is set aside, too: nobody waits for the device
+in `update`.  Until it is written all ticks are set aside behind it, so that their order stays.
+
 It knows nothing of sockets; `transport` reads the ring.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -26,8 +30,8 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Final
 
+from mle_client import device_values, ticks, wire
 from mle_client import messages as m
-from mle_client import ticks, wire
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
 from mle_client.ring import HEADER_BYTES, Ring, RingFull, Segment, gap_record
@@ -36,7 +40,6 @@ from mle_client.tally import Latest, Tally
 Update = Callable[..., None]
 TickKey = tuple[tuple[str, ...], tuple[str, ...]]  # the keys of clock and statistics, in order
 Fields = tuple[tuple[m.Field, ...], tuple[m.Field, ...]]
-_Tick = tuple[float, Mapping[str, Any], Mapping[str, Any]]  # seconds, clock and statistics
 
 _NO_KEYS: Final[TickKey] = ((), ())
 # A baton is taken for lost after so many looks, this far apart, at which nobody held it.  One look
@@ -50,6 +53,12 @@ _ROOM_EVERY_S: Final = 0.002
 _COMMITTED: Final = 0xC0
 # More schemas than this are not kept ready; the general way still takes the ticks.
 _MAX_WRITERS: Final = 64
+# What may be set aside; then `update` waits for the oldest of it.  A device has no more than some
+# thousand operations queued, so whoever gets here is far ahead of it.
+_MAX_SET_ASIDE: Final = 1024
+_MAX_SET_ASIDE_BYTES: Final = 16 << 20
+# How often a value is asked for that somebody waits for: some microseconds each.
+_ARRIVED_EVERY_S: Final = 0.0002
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +76,25 @@ class _Home:
     schema: m.Schema | None
     head: bytes
     segment: Segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A tick that was set aside.
+
+    Args:
+        seconds: since the epoch, when it was logged.
+        described: perhaps with pending values.
+        size: of its values, in bytes.
+    """
+
+    seconds: float
+    described: ticks.Described
+    size: int
+
+    def has_come(self) -> bool:
+        """Whether every value is here.  The last first: a device computes them in order."""
+        return all(value.is_ready() for value in reversed(self.described.pending))
 
 
 class Producer:
@@ -121,7 +149,9 @@ class Producer:
         self._widest = 0  # bytes of the longest tick of fixed layout
         self._dirty_end = 0  # behind the last byte that may not be zero though not committed
         self._next_number = 0  # of a schema; none is used twice, whatever interrupts us
-        self._set_aside: deque[_Tick | bytes] = deque()  # and records that are no ticks
+        self._set_aside: deque[_Waiting | bytes] = deque()  # and records that are no ticks
+        self._turn = [None]  # empty while a thread writes what was set aside
+        self._turn_unheld = 0  # looks in a row at which nobody had it, and it was not there
         self._schemas: dict[Fields, m.Schema] = {}
         self._kinds: dict[tuple[str, str], m.Kind] = {}
         # Every writer ever generated: user code may have kept it, so all are bound to the segment.
@@ -144,14 +174,20 @@ class Producer:
         self._install = install
         install(self.update)
 
-    def close(self, why: str = "update() after close()") -> int:
+    def close(self, why: str = "update() after close()", timeout: float = 0.0) -> int:
         """Take no more ticks and end the stream.
+
+        Args:
+            timeout: seconds to wait for values that a device is still computing; ticks whose values
+                have not come by then are counted as lost.
 
         Returns:
             The stream's last position, behind its `End`.
         """
-        self._write_set_aside()
-        self._end(why)
+        self.settle(timeout)
+        late = self._end(why)
+        if late:
+            self._on_lost(f"{late} ticks are lost: their values had not come from their device")
         self._select(self._miss)
         return self.ring.head
 
@@ -176,15 +212,16 @@ class Producer:
         most = m.MAX_FACTS_BYTES if isinstance(record, m.Artifact) else m.MAX_PLAIN_BYTES
         if len(encoded) > most:
             raise ValueError(f"a record of {len(encoded)} bytes; {most} is the bound")
-        self._write_set_aside()
-        if self._is_nested():
+        waits = isinstance(record, m.Artifact) and record.kind != m.DROPPED
+        self.settle(math.inf if waits else 0.0)  # an artifact is safe when its save returns
+        if self._must_wait():
             self._set_aside.append(encoded)
         else:
             self._append(encoded)
 
     def latest(self) -> Latest:
-        """How many ticks there are, and the last one."""
-        self._write_set_aside()
+        """How many ticks there are, and the last one.  Waits for what a device still computes."""
+        self.settle(math.inf)
         if self._is_nested():  # the baton's holder cannot go on before we return
             return self._latest_before(self._committed())
         return self._look()
@@ -210,17 +247,34 @@ class Producer:
         keys = tuple(self._kinds)
         return [n for g, n in keys if g == "time"], [n for g, n in keys if g == "stats"]
 
+    def settle(self, timeout: float) -> bool:
+        """Write what was set aside, waiting for the device that computes its values.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            Whether all is written.
+        """
+        return self._write_set_aside(time.monotonic() + timeout, self._wait_s)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether ticks are set aside."""
+        return bool(self._set_aside)
+
     def catch_up(self) -> int:
         """Write what was set aside, and tell the ring how far the ticks go, and of lost ones.
 
-        For the sender between its rounds, and for whoever waits for what was logged so far.
+        For the sender between its rounds, and for whoever waits for what was logged so far.  Does
+        not wait for devices, nor drop a tick.
 
         Returns:
             The stream position behind the last tick.
         """
         if not self._closed:
             if not self._is_told():
-                self._write_set_aside()
+                self._write_set_aside(0.0, None)
                 self._maybe_tell_gap()
                 self._tell_ring()
             self.ring.prepare()
@@ -284,11 +338,13 @@ class Producer:
                 raise LoggerClosed(self._closed)
             self.forward(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
             return
+        if self._set_aside:
+            self.settle(0.0)
         key = _tick_key(clock_tick, stats_tick)
         artifacts = (model, plot_fig, extra_obj, grads)
         plain = all(artifact is None for artifact in artifacts)
         ready = self._latest.get(key) if plain else None
-        if ready is not None and ready[0] is not self.update and not self._is_nested():
+        if ready is not None and ready[0] is not self.update and not self._must_wait():
             update, schema = ready
             self._turn_to(schema)
             self._select(update)
@@ -308,9 +364,9 @@ class Producer:
         key: TickKey = _NO_KEYS,
         wait_s: float = 0.0,
     ) -> None:
-        described = ticks.describe(clock, stats)
-        if self._is_nested():
-            self._set_aside.append((seconds, dict(clock), dict(stats)))
+        described = ticks.describe(clock, stats, device_values.fetch)
+        if described.pending or self._must_wait():
+            self._put_aside(_Waiting(seconds, described, described.size))
             return
         schema = self._write_or_drop(seconds, described, wait_s)
         # None of a schema that is not in the stream: its writer would need no room but its own.
@@ -319,6 +375,106 @@ class Producer:
         if described.direct is not None and wire.has_fixed_layout(schema):
             self._make_ready(key, schema, described.direct)
 
+    # --- what is set aside ----------------------------------------------------------------------
+    def _must_wait(self) -> bool:
+        """Whether what comes now has to be set aside: behind others, or by who may not write."""
+        return bool(self._set_aside) or not self._turn or self._is_nested()
+
+    def _put_aside(self, tick: _Waiting) -> None:
+        """Have a tick written later.  Errors are raised now, while its caller can be told."""
+        self._check_kinds(tick.described)
+        self._note_kinds(tick.described.clock, tick.described.stats)
+        self._set_aside.append(tick)
+        if self._closed:  # meanwhile, and nobody will look any more
+            with contextlib.suppress(ValueError):
+                self._set_aside.remove(tick)
+                raise LoggerClosed(self._closed)
+        if self._is_nested():
+            return
+        if self._home.schema is not None:
+            self._turn_to(None)  # no generated writer is to overtake it
+        if len(self._set_aside) > _MAX_SET_ASIDE or (
+            tick.size > _MAX_SET_ASIDE_BYTES // _MAX_SET_ASIDE
+            and _waiting_bytes(self._set_aside) > _MAX_SET_ASIDE_BYTES
+        ):
+            self.settle(math.inf)
+
+    def _write_set_aside(self, until: float, wait_s: float | None) -> bool:
+        """Write what was set aside, oldest first, as far as its values have come.
+
+        Args:
+            until: when to stop waiting for values, by `time.monotonic`.
+            wait_s: seconds to wait for room for a tick before it is dropped; None to keep it.
+
+        Returns:
+            Whether all is written.
+        """
+        while self._set_aside and not self._is_nested() and not self._is_here(_WRITE_OLDEST):
+            if self._write_oldest(wait_s):
+                continue
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_ARRIVED_EVERY_S)
+        return not self._set_aside
+
+    def _write_oldest(self, wait_s: float | None) -> bool:
+        """Write the oldest that was set aside, unless another thread is at it.
+
+        Returns:
+            Whether it need not be looked at again.
+        """
+        try:
+            self._turn.pop()
+        except IndexError:
+            # An exception may have come between two steps of whoever had it.
+            others = _threads_inside(_WRITE_OLDEST) - 1
+            self._turn_unheld = 0 if others else self._turn_unheld + 1
+            if self._turn_unheld > _LOST_AFTER_LOOKS:
+                self._turn_unheld = 0
+                self._turn[:] = [None]
+            return False
+        try:
+            return self._write_next(wait_s)
+        finally:
+            self._turn[:] = [None]
+
+    def _write_next(self, wait_s: float | None) -> bool:
+        try:
+            waiting = self._set_aside[0]
+        except IndexError:  # another thread wrote it before we had the turn
+            return True
+        # It stays there until it is written: who waits for all to be written looks there.
+        if isinstance(waiting, bytes):
+            self._append_set_aside(waiting)
+        else:
+            try:
+                if not waiting.has_come():
+                    return False
+                self._write_late(waiting.seconds, ticks.arrived(waiting.described), wait_s)
+            except RingFull:
+                return False
+            except LoggerClosed:  # counted by who has ended the stream
+                return True
+            except Exception as error:  # it was not computed, or is out of bounds
+                self._lose(1)
+                self._on_lost(f"a tick was refused: {error}")
+        with contextlib.suppress(IndexError):  # as above
+            self._set_aside.popleft()
+        return True
+
+    def _write_late(self, seconds: float, described: ticks.Described, wait_s: float | None) -> None:
+        if wait_s is None:
+            self._write_tick(seconds, described, drop=False)
+        else:
+            self._write_or_drop(seconds, described, wait_s)
+
+    def _append_set_aside(self, record: bytes) -> None:
+        try:
+            self._append(record)
+        except RingFull as error:
+            self._on_lost(f"what a signal handler saved cannot be noted: {error}")
+
+    # --- writing --------------------------------------------------------------------------------
     def _write_or_drop(
         self, seconds: float, described: ticks.Described, wait_s: float
     ) -> m.Schema | None:
@@ -376,7 +532,10 @@ class Producer:
 
     def _register(self, schema: m.Schema) -> None:
         self._schemas[schema.clock, schema.stats] = schema
-        for group, fields in (("time", schema.clock), ("stats", schema.stats)):
+        self._note_kinds(schema.clock, schema.stats)
+
+    def _note_kinds(self, clock: tuple[m.Field, ...], stats: tuple[m.Field, ...]) -> None:
+        for group, fields in (("time", clock), ("stats", stats)):
             for field in fields:
                 self._kinds.setdefault((group, field.name), field.kind)
 
@@ -410,24 +569,6 @@ class Producer:
     def _select(self, update: Update) -> None:
         self.update = self._present = update
         self._install(update)
-
-    def _write_set_aside(self) -> None:
-        while self._set_aside and not self._is_nested():
-            waiting = self._set_aside.popleft()
-            if isinstance(waiting, bytes):
-                self._append_set_aside(waiting)
-                continue
-            try:
-                self._take(*waiting)
-            except (TypeError, ValueError) as error:
-                self.lost += 1
-                self._on_lost(f"a tick logged inside a signal handler was refused: {error}")
-
-    def _append_set_aside(self, record: bytes) -> None:
-        try:
-            self._append(record)
-        except RingFull as error:
-            self._on_lost(f"what a signal handler saved cannot be noted: {error}")
 
     # --- code that holds the baton --------------------------------------------------------------
     def _write_tick(self, seconds: float, described: ticks.Described, *, drop: bool) -> m.Schema:
@@ -480,11 +621,26 @@ class Producer:
         finally:
             self._give(self._home.schema)
 
-    def _end(self, why: str) -> None:
-        """End the stream and keep the baton for good."""
+    def _end(self, why: str) -> int:
+        """End the stream and keep the baton for good.  Returns: ticks that had to be given up."""
         self._acquire()
         self._closed = why
+        late = sum(isinstance(waiting, _Waiting) for waiting in self._set_aside.copy())
+        self._set_aside.clear()
+        self.lost += late
+        self._gap += late
         self.end()
+        return late
+
+    def _lose(self, count: int) -> None:
+        """Count ticks as lost."""
+        self._acquire()
+        try:
+            self.lost += count
+            self._gap += count
+            self.ring.note_lost(self._gap)
+        finally:
+            self._give(None)
 
     def _turn_to(self, schema: m.Schema | None) -> None:
         """Let the writers of a schema take the next ticks; None for the general way."""
@@ -560,7 +716,8 @@ class Producer:
 
         Args:
             schema: of the next tick, most likely; its head is written, if it has a fixed layout.
-                No writer is to put one before the gap that has to be told first.
+                No writer is to put one before the gap that has to be told first, or before what
+                was set aside.
         """
         active = self.ring.active
         if self._bound is not active.buffer:
@@ -568,7 +725,8 @@ class Producer:
                 writer.bind(active.buffer)
             self._bound = active.buffer
         home = _Home([], None, b"", active)
-        if schema is not None and not self._gap and schema.number in self._homes:
+        waits = self._gap or self._set_aside or not self._turn
+        if schema is not None and not waits and schema.number in self._homes:
             baton, head = self._homes[schema.number]
             behind = active.end + len(head)
             if behind < active.size:
@@ -588,6 +746,10 @@ class Producer:
         """Wait a little.  Returns: how many looks in a row found that nobody has the baton."""
         time.sleep(_LOOK_EVERY_S)
         return 0 if self._held() else unheld + 1
+
+    def _is_here(self, code: CodeType) -> bool:
+        """Whether this call comes from inside a function."""
+        return _is_inside(sys._getframe(), code)
 
     def _held(self) -> bool:
         """Whether some thread is inside code that holds the baton."""
@@ -618,11 +780,32 @@ _HOLDERS: Final = (
     Producer._append.__code__,
     Producer._look.__code__,
     Producer._end.__code__,
+    Producer._lose.__code__,
     Producer._generate.__code__,
     Producer._turn_to.__code__,
     Producer._acquire.__code__,
 )
 _PASSING: Final = (Producer._miss.__code__, Producer._acquire.__code__, Producer._wait.__code__)
+
+
+# Who has the turn to write what was set aside is inside of this.
+_WRITE_OLDEST: Final = Producer._write_oldest.__code__
+
+
+def _is_inside(frame: FrameType | None, code: CodeType) -> bool:
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _threads_inside(code: CodeType) -> int:
+    return sum(_is_inside(frame, code) for frame in sys._current_frames().values())
+
+
+def _waiting_bytes(waiting: deque[_Waiting | bytes]) -> int:
+    return sum(each.size for each in waiting.copy() if isinstance(each, _Waiting))
 
 
 def _encode_run(run: m.Run) -> bytes:

@@ -17,13 +17,14 @@ import numbers
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from mle_client import messages as m
 from mle_client import wire
+from mle_client.device_values import Pending
 from mle_client.layout import OWN_CLOCKS
 
 _INT64 = range(-(2**63), 2**63)
@@ -48,7 +49,8 @@ class Described:
 
     Args:
         clock, stats: its fields.
-        values: plain Python numbers, strings or the raw bytes of arrays, in the fields' order.
+        values: plain Python numbers, strings or the raw bytes of arrays, in the fields' order; and
+            `Pending` ones, which only their device knows yet.
         direct: the exact types of the values, if a generated writer can take them as they come;
             for an array its numpy type and shape.  None if not.
     """
@@ -58,13 +60,31 @@ class Described:
     values: tuple[Any, ...]
     direct: tuple[Any, ...] | None
 
+    @property
+    def pending(self) -> tuple[Pending, ...]:
+        """The values that have not come yet."""
+        return tuple(value for value in self.values if isinstance(value, Pending))
 
-def describe(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Described:
+    @property
+    def size(self) -> int:
+        """Bytes that the values take, at least."""
+        fields = (*self.clock, *self.stats)
+        texts = (len(value) for value in self.values if isinstance(value, str))
+        fixed = (wire.value_bytes(field.kind) for field in fields if field.kind != m.TEXT)
+        return sum(texts) + sum(fixed)
+
+
+def describe(
+    clock: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    fetch: Callable[[Any], Pending | None] = lambda value: None,
+) -> Described:
     """Look at every value of a tick.  Neither mapping is changed or kept.
 
     Args:
         clock: time-like values; the three that every tick has by itself are passed over.
         stats: the statistics.
+        fetch: starts to fetch a value from its device; None for those that need not be.
 
     Raises:
         TypeError: a mapping, key or value is of a type that cannot be stored.
@@ -83,7 +103,7 @@ def describe(clock: Mapping[str, Any], stats: Mapping[str, Any]) -> Described:
             key = _checked_key(name)
             if group == "clock" and key in OWN_CLOCKS:
                 continue
-            kind, plain, direct = _describe_value(key, value)
+            kind, plain, direct = _describe_value(key, value, fetch)
             fields[group].append(m.Field(key, kind))
             values.append(plain)
             types.append(direct)
@@ -120,7 +140,29 @@ def _checked_key(name: object) -> str:
     return name
 
 
-def _describe_value(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
+def arrived(described: Described) -> Described:
+    """A tick with the values that were pending; waits for them.
+
+    Raises:
+        ValueError: one is out of bounds.
+        Exception: what the device's library raises where a value could not be computed.
+    """
+    fields = (*described.clock, *described.stats)
+    values = tuple(
+        _arrived(field, value) if isinstance(value, Pending) else value
+        for field, value in zip(fields, described.values, strict=True)
+    )
+    return replace(described, values=values)
+
+
+def _arrived(field: m.Field, pending: Pending) -> Any:
+    array = _as_array(field.name, pending.get())
+    return array.tobytes() if field.kind.shape else _plain(field.name, field.kind, array.item())
+
+
+def _describe_value(
+    name: str, value: Any, fetch: Callable[[Any], Pending | None]
+) -> tuple[m.Kind, Any, Any]:
     """The kind of a value, its plain form, and what a generated writer checks (or None)."""
     kind = _DIRECT.get(type(value))
     if kind is not None:
@@ -130,13 +172,31 @@ def _describe_value(name: str, value: Any) -> tuple[m.Kind, Any, Any]:
         return m.TEXT, _checked_text(name, str.__str__(value)), None
     if isinstance(value, numbers.Number):
         return _describe_number(name, value)
+    pending = fetch(value)
+    if pending is not None:
+        return _kind_of(name, pending.dtype, pending.shape), pending, None
     array = _as_array(name, value)
+    kind = _kind_of(name, array.dtype, array.shape)
     if array.ndim == 0:
-        kind, plain, _ = _describe_value(name, array.item())
-        return kind, plain, None
-    kind = m.Kind(array.dtype.str, array.shape)
+        return kind, _plain(name, kind, array.item()), None
     direct = (array.dtype, array.shape) if array is value else None
     return kind, array.tobytes(), direct
+
+
+def _kind_of(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> m.Kind:
+    """The kind that an array of numbers is stored as.  Arguments: of the array."""
+    if dtype.kind == "V" and dtype.names is None:  # jax's bfloat16 and its like
+        dtype = np.dtype(np.float32)
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise TypeError(
+            f"{name!r} holds items of type {dtype}: log arrays of numbers; "
+            "other objects are stored by save_extra()"
+        )
+    if len(shape) > m.MAX_DIMENSIONS:
+        raise ValueError(f"{name!r} has {len(shape)} dimensions; {m.MAX_DIMENSIONS} is the most")
+    if not shape:
+        return {"b": m.BOOL, "f": m.FLOAT}.get(dtype.kind, m.INT)
+    return m.Kind(dtype.newbyteorder("<").str, shape)
 
 
 def _plain(name: str, kind: m.Kind, value: Any) -> Any:
@@ -207,19 +267,15 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
         )
     try:
         array = np.asarray(source)
-    except TypeError:  # torch's bfloat16, which numpy does not know
-        array = np.asarray(source.float())
+    except TypeError as error:
+        if not hasattr(source, "float"):  # a list of tensors that lie on a device
+            raise TypeError(f"{name!r} cannot be made an array of numbers: {error}") from error
+        array = np.asarray(source.float())  # torch's bfloat16, which numpy does not know
     except ValueError as error:
         raise ValueError(f"{name!r} is no array of one shape: {error}") from error
-    if array.dtype.kind == "V":  # jax's bfloat16 and its like
+    if array.dtype.kind == "V" and array.dtype.names is None:  # jax's bfloat16 and its like
         array = array.astype(np.float32)
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise TypeError(
-            f"{name!r} holds items of type {array.dtype}: log arrays of numbers; "
-            "other objects are stored by save_extra()"
-        )
-    if array.ndim > m.MAX_DIMENSIONS:
-        raise ValueError(f"{name!r} has {array.ndim} dimensions; {m.MAX_DIMENSIONS} is the most")
+    _kind_of(name, array.dtype, array.shape)  # refuses what holds no numbers
     little = array.dtype.newbyteorder("<")
     return array if array.dtype == little and array is value else array.astype(little, copy=False)
 

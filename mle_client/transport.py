@@ -107,6 +107,11 @@ class Channel:
         producer = self.reference()
         return self.ring.head if producer is None else producer.catch_up()
 
+    def is_behind(self) -> bool:
+        """Whether ticks wait for values that a device is still computing."""
+        producer = self.reference()
+        return producer is not None and producer.is_behind
+
     def end_by(self, producer: Producer, step: Callable[[], None]) -> None:
         """Have the sender end the stream of a logger that was collected.  Never waits."""
         self.reference = weakref.ref(producer)  # it is back: `step` keeps it
@@ -322,6 +327,7 @@ class Transport:
             if channel.save_wanted and channel.save_at is None:
                 channel.save_wanted = False  # first: what is logged from now on may ask again
                 channel.save_at = channel.catch_up()
+                channel.save_wanted |= channel.is_behind()  # and then for the rest
             sent += self._ship(link, channel, now)
         self._send_requests(link, now)
         return max(sent, self._acked_bytes)

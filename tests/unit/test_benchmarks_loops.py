@@ -5,13 +5,15 @@ Each checks by itself that what it measured was also done: all ticks are in the 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import bare, disk, memory, startup, training, training_loops
+from benchmarks import bare, devices, disk, memory, startup, training, training_loops
+from benchmarks.devices import GIVEN, READ
 from benchmarks.training_loops import Pace
 from benchmarks.workspace import variables, workspace
 from tests.unit.test_benchmarks import assert_is_complete
@@ -82,6 +84,19 @@ def test_startup_looks_at_imports_and_loggers() -> None:
     assert {startup.NUMPY, startup.LOGGER, startup.STATUS} <= {row[0] for row in imports.rows}
     assert [row[0] for row in loggers.rows] == [startup.RUNNING, startup.ALONE]
     assert [goal.measured for goal in result.goals if "heavy" in goal.what] == [0, 0]
+
+
+# --- devices --------------------------------------------------------------------------------------
+def test_devices_tells_who_waits() -> None:
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    result = devices.run(devices.SIZES["tiny"])
+
+    assert_is_complete(result)
+    (table,) = result.tables
+    assert [row[::2][:2] for row in table.rows[:2]] == [("jax", way) for way in (GIVEN, READ)]
+    given, read = (row[-1] for row in table.rows[:2])
+    assert given < read
 
 
 def test_the_life_of_a_process_that_fails_is_none() -> None:

@@ -191,8 +191,10 @@ def test_an_estimator_is_loaded(tmp_path: Path) -> None:
     assert np.array_equal(found.predict(inputs), model.predict(inputs))
 
 
+@pytest.mark.jax
 def test_jax_arrays_are_loaded(tmp_path: Path) -> None:
-    jax = pytest.importorskip("jax")
+    import jax
+
     model = {"w": jax.numpy.arange(3.0), "b": jax.numpy.ones(2, jax.numpy.bfloat16)}
     found = load_model(save(model, "jax", tmp_path / "final.pkl"), "jax")
     assert type(found["w"]) is type(model["w"])

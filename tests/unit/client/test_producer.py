@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import signal
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mle_client import device_values, wire
 from mle_client import messages as m
-from mle_client import wire
+from mle_client import producer as producer_module
+from mle_client.device_values import Pending
 from mle_client.errors import LoggerClosed
 from mle_client.producer import Producer
 from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, read_remains
@@ -79,6 +83,50 @@ class Stage:
                 if name in names:
                     values += list(block.column(names.index(name)))
         return values
+
+
+@dataclass(eq=False)
+class OnDevice:
+    """A value that a device is still computing."""
+
+    number: float
+    is_computed: bool = False
+    fails: bool = False
+
+
+class Device:
+    """Computes in order, when it is told to."""
+
+    def __init__(self) -> None:
+        self.queue: deque[OnDevice] = deque()
+        self.waits = 0
+
+    def value(self, number: float, **state: bool) -> OnDevice:
+        self.queue.append(OnDevice(number, **state))
+        return self.queue[-1]
+
+    def compute(self, count: int = 10**9) -> None:
+        for _ in range(min(count, len(self.queue))):
+            self.queue.popleft().is_computed = True
+
+    def fetch(self, value: Any) -> Pending | None:
+        if not isinstance(value, OnDevice):
+            return None
+
+        def get() -> np.ndarray[Any, Any]:
+            if value.fails:
+                raise RuntimeError("the device has failed")
+            self.waits += not value.is_computed
+            return np.array(value.number)
+
+        return Pending(np.dtype(float), (), lambda: value.is_computed or value.fails, get)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device()
+    monkeypatch.setattr(device_values, "fetch", device.fetch)
+    return device
 
 
 @pytest.fixture
@@ -464,14 +512,21 @@ def test_a_signal_ends_the_wait_for_room(blocking: Stage) -> None:
     assert blocking.producer.lost == 0
 
 
-def test_who_reads_a_stream_never_waits_for_room(tmp_path: Path) -> None:
-    """What a signal handler has logged meanwhile is dropped then; its reader is who makes room."""
+def test_who_reads_a_stream_neither_waits_for_room_nor_drops(
+    tmp_path: Path, device: Device
+) -> None:
+    """Its reader is who makes room."""
     stage = Stage(tmp_path, wait_s=0.5, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
-    number = stage.fill(left=100)
-    tick = {"step": number}, {"loss": 0.5, "text": "x" * 2_000}
-    stage.producer._set_aside.append((0.0, *tick))
+    number = stage.fill(left=4_000)
+    stage.update({"step": number}, {"loss": device.value(0.5), "text": "x" * 5_000})
+    device.compute()
     stage.producer.catch_up()
-    assert (stage.producer.lost, stage.producer.blocked_s) == (1, 0.0)
+    assert (stage.producer.lost, stage.producer.blocked_s) == (0, 0.0)
+    assert stage.producer.is_behind
+    stage.ring._memory_bytes = 2**20
+    stage.producer.catch_up()
+    assert not stage.producer.is_behind
+    assert stage.column("step") == list(range(number + 1))
     stage.ring.delete()
 
 
@@ -740,3 +795,192 @@ def test_a_signal_handler_may_save_at_any_instant(tmp_path: Path) -> None:
     assert stage.producer.latest().ticks == step + (step + 9) // 10
     assert stage.lost == []
     stage.ring.delete()
+
+
+# --- values that a device is still computing ------------------------------------------------------
+def test_a_tick_whose_value_is_being_computed_is_written_when_it_has_come(
+    stage: Stage, device: Device
+) -> None:
+    before = time.time()
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    after = time.time()
+    assert stage.column("loss") == []
+    time.sleep(0.01)
+    device.compute()
+    assert stage.column("loss") == [0.5]
+    (block,) = (record for record in stage.records() if isinstance(record, wire.Block))
+    assert before <= block.times[0] <= after
+    assert device.waits == 0
+
+
+def test_ticks_stay_in_order_behind_one_that_is_being_computed(
+    stage: Stage, device: Device
+) -> None:
+    rng = random.Random(7)
+    for step in range(1_000):
+        loss: Any = 0.5
+        if rng.random() < 0.3:
+            loss = device.value(0.25)
+        stats = {"loss": loss} if rng.random() < 0.8 else {"loss": loss, "text": "some"}
+        stage.update({"step": step}, stats)
+        if rng.random() < 0.3:
+            device.compute(rng.randrange(4))
+        if rng.random() < 0.1:
+            stage.producer.catch_up()
+    device.compute()
+    assert stage.column("step") == list(range(1_000))
+    assert device.waits == stage.producer.lost == 0
+
+
+def test_the_generated_writer_is_back_when_nothing_is_set_aside(
+    stage: Stage, device: Device
+) -> None:
+    for step in range(3):
+        stage.update({"step": step}, {"loss": 0.5})
+    quick = stage.update
+    stage.update({"step": 3}, {"loss": device.value(0.5)})
+    stage.update({"step": 4}, {"loss": 0.5})
+    assert stage.update is not quick or stage.producer.is_behind
+    device.compute()
+    stage.update({"step": 5}, {"loss": 0.5})
+    assert stage.update is quick
+    stage.update({"step": 6}, {"loss": 0.5})
+    assert stage.column("step") == list(range(7))
+
+
+def test_what_does_not_fit_is_refused_before_it_is_computed(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    with pytest.raises(ValueError, match="'loss' cannot be logged"):
+        stage.update({"step": 1}, {"loss": "text"})
+    with pytest.raises(ValueError, match="'loss' cannot be logged"):
+        stage.update({"step": 1}, {"loss": np.zeros(3)})
+    stage.update({"step": 1}, {"loss": 1})
+    device.compute()
+    assert stage.column("step") == [0, 1]
+
+
+def test_a_computation_that_fails_is_told_and_counted(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": 0.5})
+    stage.update({"step": 1}, {"loss": device.value(0.5, fails=True)})
+    stage.update({"step": 2}, {"loss": 0.5})
+    assert stage.column("step") == [0, 2]
+    assert (stage.producer.lost, stage.lost) == (
+        1,
+        ["a tick was refused: the device has failed"],
+    )
+    assert [record.ticks for record in stage.records() if isinstance(record, m.Gap)] == [1]
+
+
+def test_close_waits_for_a_device_as_long_as_it_may(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    threading.Timer(0.1, device.compute).start()
+    stage.producer.close(timeout=60)
+    assert stage.column("step") == [0]
+    assert stage.producer.lost == 0
+
+
+def test_what_a_device_has_not_computed_at_the_end_is_counted(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": 0.5})
+    stage.update({"step": 1}, {"loss": device.value(0.5)})
+    stage.update({"step": 2}, {"loss": 0.5})
+    stage.producer.close(timeout=0.05)
+    *_, gap, end = stage.records()
+    assert isinstance(end, m.End)
+    assert (gap.ticks, stage.producer.lost) == (2, 2)
+    assert stage.lost == ["2 ticks are lost: their values had not come from their device"]
+    with pytest.raises(LoggerClosed):
+        stage.update({"step": 3}, {"loss": 0.5})
+
+
+def test_who_is_far_ahead_of_the_device_waits_for_it(
+    stage: Stage, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer_module, "_MAX_SET_ASIDE", 8)
+    for step in range(8):
+        stage.update({"step": step}, {"loss": device.value(0.5)})
+    assert len(stage.producer._set_aside) == 8
+    threading.Timer(0.1, device.compute).start()
+    stage.update({"step": 8}, {"loss": device.value(0.5)})
+    assert not stage.producer.is_behind
+    assert stage.column("step") == list(range(9))
+
+
+def test_an_artifact_is_noted_behind_its_tick(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    stage.producer.record(m.Artifact(1, m.DROPPED, "", {}))
+    assert len(stage.producer._set_aside) == 2
+    threading.Timer(0.1, device.compute).start()
+    stage.producer.record(m.Artifact(2, "figure", "figures/a.png", {}))
+    kinds = [type(record) for record in stage.records()]
+    assert kinds[-3:] == [wire.FixedBlock, m.Artifact, m.Artifact]
+
+
+def test_a_thread_that_reads_leaves_order_and_number_of_ticks_alone(
+    stage: Stage, device: Device
+) -> None:
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            device.compute(3)
+            stage.producer.catch_up()
+
+    def log(thread: int) -> None:
+        for step in range(400):
+            loss = device.value(0.5) if step % 3 else 0.5
+            stage.update({"step": 1_000 * thread + step}, {"loss": loss})
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=log, args=(i,)) for i in range(3)]
+    try:
+        for thread in (reader, *writers):
+            thread.start()
+        for thread in writers:
+            thread.join()
+    finally:
+        done.set()
+        reader.join()
+        sys.setswitchinterval(interval)
+    device.compute()
+    steps = stage.column("step")
+    for i in range(3):
+        own = [step for step in steps if step // 1_000 == i]
+        assert own == [1_000 * i + step for step in range(400)]
+    assert stage.producer.lost == 0
+
+
+def test_a_signal_handler_logs_while_set_aside_ticks_are_written(
+    stage: Stage, device: Device
+) -> None:
+    handled = itertools.count()
+
+    def handler(number: int, frame: object) -> None:
+        stage.update({"step": 1_000_000 + next(handled)}, {"loss": 0.5})
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for step in range(2_000):
+            stage.update({"step": step}, {"loss": device.value(0.5)})
+            device.compute(step % 3)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    device.compute()
+    steps = stage.column("step")
+    assert [step for step in steps if step < 1_000_000] == list(range(2_000))
+    late = sorted(step - 1_000_000 for step in steps if step >= 1_000_000)
+    assert late == list(range(next(handled)))  # sorted: one handler may interrupt another
+    assert late
+
+
+def test_the_turn_of_a_thread_that_an_exception_took_is_found_out(
+    stage: Stage, device: Device
+) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    device.compute()
+    stage.producer._turn.clear()
+    assert stage.producer.settle(60.0)
+    assert stage.column("step") == [0]

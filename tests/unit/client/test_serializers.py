@@ -416,8 +416,10 @@ def test_an_estimator_is_read_by_plain_pickle(arena: Arena) -> None:
     assert np.array_equal(pickle.loads(content).predict_proba(inputs), before)
 
 
+@pytest.mark.jax
 def test_jax_arrays_are_read_by_plain_pickle_and_not_copied_twice(arena: Arena) -> None:
-    jax = pytest.importorskip("jax")
+    import jax
+
     jnp = jax.numpy
     model = {
         "f32": jnp.arange(50_000.0),
@@ -450,8 +452,10 @@ def test_jax_arrays_are_read_by_plain_pickle_and_not_copied_twice(arena: Arena) 
     assert found["weak"].weak_type == model["weak"].weak_type
 
 
+@pytest.mark.jax
 def test_a_tracer_is_refused(arena: Arena) -> None:
-    jax = pytest.importorskip("jax")
+    import jax
+
     problems = []
 
     def step(value: Any) -> Any:

@@ -259,8 +259,10 @@ def test_functions_of_scikit_learn_are_refused(module: str, name: str) -> None:
         load(call(module, name, "anything"))
 
 
+@pytest.mark.jax
 def test_jax_arrays_come_back() -> None:
-    jax = pytest.importorskip("jax")
+    import jax
+
     jnp = jax.numpy
     model = {"a": jnp.arange(3.0), "b": jnp.ones(4, jnp.bfloat16), "c": jnp.asarray(2.0)}
     found = load(pickle.dumps(model, 5))

@@ -91,8 +91,10 @@ def test_the_bytes_that_were_copied_are_counted() -> None:
 
 
 # --- jax ------------------------------------------------------------------------------------------
+@pytest.mark.jax
 def test_jax_arrays_are_kept_and_not_copied() -> None:
-    jnp = pytest.importorskip("jax.numpy")
+    import jax.numpy as jnp
+
     model = {"l": {"w": jnp.arange(4.0), "b": jnp.ones(2, jnp.bfloat16)}}
     views = weight_views(model, "jax")
     assert views[0][1] is model["l"]["w"]
@@ -103,8 +105,10 @@ def test_jax_arrays_are_kept_and_not_copied() -> None:
     assert from_plain(found["weights/l/b"]).num == 2
 
 
+@pytest.mark.jax
 def test_a_jax_array_that_was_given_away_is_a_problem_and_harms_no_other() -> None:
-    jnp = pytest.importorskip("jax.numpy")
+    import jax.numpy as jnp
+
     model = {"gone": jnp.arange(4.0), "there": jnp.ones(2)}
     views = weight_views(model, "jax")
     model["gone"].delete()  # as a jitted function does with what is donated to it
