@@ -5,7 +5,6 @@ Pure.  An address is ZeroMQ's: "ipc://path" for a socket file, "tcp://host:port"
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
@@ -27,6 +26,8 @@ def is_loopback(host: str) -> bool:
     """Whether only this very machine reaches a host; names count as others, but "localhost"."""
     if host == "localhost":
         return True
+    import ipaddress  # most clients have a daemon at a path
+
     try:
         return ipaddress.IPv4Address(host).is_loopback
     except ValueError:

@@ -5,7 +5,6 @@ A refusal names the argument and says what to give instead.
 
 from __future__ import annotations
 
-import importlib.util
 import numbers
 import operator
 import os
@@ -205,7 +204,9 @@ def checked_experiment_dir(base: object, config_name: str) -> str:
 
 def require(package: str, parameter: str, extra: str) -> None:
     """Raise unless an optional package is installed.  Raises: ModuleNotFoundError: it is not."""
-    if importlib.util.find_spec(package) is None:
+    from importlib.util import find_spec  # few scripts need it
+
+    if find_spec(package) is None:
         raise ModuleNotFoundError(
             f"{parameter} needs {package}: pip install 'mle-daemon[{extra}]'", name=package
         )

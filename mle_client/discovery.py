@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import site
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,6 +213,8 @@ def start_daemon(
     if keys is not None:
         command += ["--keys", keys]
     command += merge
+    import subprocess  # only who starts one pays for loading it
+
     try:
         done = subprocess.run(
             command,

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import logging
 import os
-import secrets
 import threading
 import time
 import warnings
@@ -201,7 +200,7 @@ class MLELogger:
         if use_wandb:
             arguments.require("wandb", "use_wandb=True", "wandb")
         self._run = m.Run(
-            run_id=m.RunId(secrets.token_bytes(16)),
+            run_id=m.RunId(os.urandom(16)),
             directory=os.path.realpath(self.experiment_dir),
             experiment_dir=self.experiment_dir,
             seed_id=self.seed_id,
@@ -678,7 +677,7 @@ class MLELogger:
     # --- this process's stream ----------------------------------------------------------------
     def _open(self) -> None:
         """Make this process a producer of the run."""
-        producer = m.ProducerId(secrets.token_bytes(16))
+        producer = m.ProducerId(os.urandom(16))
         process = _this_process()
         root = self._target.root
         spill = layout.state_path(root, layout.SPILL_DIR, producer.hex())

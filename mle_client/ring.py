@@ -28,7 +28,6 @@ import fcntl
 import json
 import mmap
 import os
-import secrets
 import shutil
 import sys
 import threading
@@ -426,7 +425,7 @@ def _claim_directory(directory: str, owner: bytes) -> int:
 
     The lock is a POSIX one: a forked child does not hold it, and it ends with the process.
     """
-    making = os.path.join(os.path.dirname(directory), UNFINISHED + secrets.token_hex(8))
+    making = os.path.join(os.path.dirname(directory), UNFINISHED + os.urandom(8).hex())
     os.mkdir(making, 0o700)
     try:
         path = os.path.join(making, OWNER_FILE)

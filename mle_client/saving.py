@@ -17,21 +17,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mle_client import layout, rendering, serializers, weights
+from mle_client import layout
 from mle_client import messages as m
 from mle_client.background import Work, Worker
 from mle_client.errors import LoggerClosed, MLEError
 from mle_client.kept import Kept
 from mle_client.layout import OWN_CLOCKS
 from mle_client.producer import Producer
-from mle_client.renderer import Renderer
 from mle_client.retention import Policy, Saved, to_plain
 from mle_client.ring import RingFull
 from mle_client.shipping import Shipper
 from mle_client.snapshot import Arena, Snapshot, SnapshotWriter
 from mle_client.tally import Latest
+
+# `serializers`, `rendering`, `renderer` and `weights` are loaded by the first save that needs them:
+# most runs save nothing, and a script pays for what it imports.
+if TYPE_CHECKING:
+    from mle_client.renderer import Renderer
 
 # How long a save waits for earlier ones to be on disk before it takes memory, or disk, beyond what
 # snapshots should have: a slow disk then shows, but in training's time and not as a lost model.
@@ -198,6 +202,8 @@ class Saver:
             OSError: there is no room to take its bytes.
             LoggerClosed: nothing can be saved any more.
         """
+        from mle_client import serializers
+
         self._check_open()
         serializers.check_model(model, self._model_type)
         facts = self._facts(clock, stats)
@@ -214,6 +220,8 @@ class Saver:
 
     def save_init_model(self, model: Any) -> None:
         """Save the initial checkpoint.  Raises: as of `save_model`."""
+        from mle_client import serializers
+
         self._check_open()
         serializers.check_model(model, self._model_type)
         with self._lock:
@@ -232,6 +240,8 @@ class Saver:
             ValueError: `fname` leads out of extra/.
             OSError, LoggerClosed: as of `save_model`.
         """
+        from mle_client import serializers
+
         self._check_open()
         given = None if fname is None else self._checked_name("extra", fname)
 
@@ -258,6 +268,8 @@ class Saver:
             ValueError: `fname` leads out of figures/.
             OSError, LoggerClosed: as of `save_model`.
         """
+        from mle_client import rendering
+
         self._check_open()
         given = None if fname is None else self._checked_name("figures", fname)
         image_format = rendering.image_format(given or "")
@@ -281,6 +293,8 @@ class Saver:
 
     def step_of(self, clock: Mapping[str, Any]) -> dict[str, Any]:
         """Where a figure belongs that came with a tick: step of the user's first clock, seconds."""
+        from mle_client import weights
+
         latest = self._road[0].latest() if self._road else Latest()
         step = weights.step_of(clock, self._rows_before + latest.ticks)
         row = self._rows_before + latest.ticks - 1
@@ -291,6 +305,8 @@ class Saver:
 
         The caller pays for a copy of what may change; counting is done in the background.
         """
+        from mle_client import weights
+
         if self._road is None:
             return
         producer = self._road[0]
@@ -438,6 +454,8 @@ class Saver:
         assert self._road is not None
         producer, arena, shipper = self._road
         if self._renderer is None:
+            from mle_client.renderer import Renderer
+
             self._renderer = Renderer()
         renderer = self._renderer
 

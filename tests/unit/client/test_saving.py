@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mle_client import histograms, rendering, saving, wire
+from mle_client import histograms, rendering, saving, serializers, weights, wire
 from mle_client import messages as m
 from mle_client.errors import LoggerClosed
 from mle_client.kept import Kept
@@ -563,7 +563,7 @@ def renderer(monkeypatch: pytest.MonkeyPatch) -> type[FakeRenderer]:
 
     monkeypatch.setattr(rendering, "pickle_figure", pickle_figure)
     monkeypatch.setattr(rendering, "render_locally", lambda fig, image_format: b"drawn here")
-    monkeypatch.setattr(saving, "Renderer", Drawing)
+    monkeypatch.setattr("mle_client.renderer.Renderer", Drawing)
     return Drawing
 
 
@@ -672,13 +672,13 @@ def test_histograms_that_cannot_be_counted_in_time_are_left_out_and_counted(
 ) -> None:
     monkeypatch.setattr(saving, "FREE_BYTES", 2_500)
     gate = threading.Event()
-    count = saving.weights.histograms_of
+    count = weights.histograms_of
 
     def wait_and_count(views: Any) -> Any:
         gate.wait(10)
         return count(views)
 
-    monkeypatch.setattr(saving.weights, "histograms_of", wait_and_count)
+    monkeypatch.setattr(weights, "histograms_of", wait_and_count)
     for _ in range(4):
         desk.saver.save_histograms({"epoch": 7}, np.zeros(125), None)  # 1000 bytes
     assert desk.saver.counts.not_counted == 2
@@ -697,11 +697,11 @@ def test_what_goes_wrong_with_a_histogram_is_told(
         def __array__(self, *arguments: Any, **options: Any) -> Any:
             raise RuntimeError("its buffer is gone")
 
-    monkeypatch.setattr(saving.weights, "weight_views", lambda *given: [("weights/w", Odd())])
+    monkeypatch.setattr(weights, "weight_views", lambda *given: [("weights/w", Odd())])
     desk.saver.save_histograms({}, object(), None)
     assert told(desk) == []
     assert desk.errors == ["no histogram of weights/w: its buffer is gone"]
-    monkeypatch.setattr(saving.weights, "histograms_of", lambda views: 1 / 0)
+    monkeypatch.setattr(weights, "histograms_of", lambda views: 1 / 0)
     desk.saver.save_histograms({}, object(), None)
     desk.saver.finish(10)
     assert desk.errors[1:] == ["a histogram for TensorBoard failed: division by zero"]
@@ -791,13 +791,13 @@ def test_what_goes_wrong_after_an_interrupted_save_is_told(
 def test_closing_while_another_thread_saves_refuses_it(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = saving.serializers.write_object
+    write = serializers.write_object
 
     def close_and_write(obj: Any, out: Any) -> None:
         write(obj, out)
         desk.saver.close()
 
-    monkeypatch.setattr(saving.serializers, "write_object", close_and_write)
+    monkeypatch.setattr(serializers, "write_object", close_and_write)
     with pytest.raises(LoggerClosed):
         desk.saver.save_extra("x")
     assert desk.left() == []
