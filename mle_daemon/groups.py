@@ -18,7 +18,7 @@ from mle_client import layout
 from mle_daemon import events as e
 from mle_daemon.config import EVERY, OFF, DaemonConfig
 from mle_daemon.group import SEVERAL, Group
-from mle_daemon.merge_attempts import FAILED
+from mle_daemon.merge_attempts import FAILED, LAST_ATTEMPTS
 from mle_daemon.meta_logs import MetaLogs
 
 # All are looked through when something has happened to a tenth of them: so it costs little.
@@ -147,7 +147,7 @@ class Groups:
         return jobs + self._meta_logs.due(now, leaving=leaving)
 
     def _try_again(self) -> None:
-        """Wait no longer after failures: there is one more attempt before the daemon leaves."""
+        """Wait no longer after failures: there are `LAST_ATTEMPTS` before the daemon leaves."""
         for group in self._pending.values():
             group.forgive()
         self._meta_logs.leaving()
@@ -281,8 +281,9 @@ class Groups:
 
     def _waits(self) -> bool:
         """Whether there is something to merge that waits only for more of its kind."""
+        failures = LAST_ATTEMPTS if self._leaving else 1
         return self._meta_logs.rest or any(
-            not group.failures and self._due_at(group, True) < _NEVER
+            group.failures < failures and self._due_at(group, True) < _NEVER
             for group in self._pending.values()
         )
 

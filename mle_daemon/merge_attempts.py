@@ -12,6 +12,9 @@ from typing import Final
 # After a merge that failed for want of room, say: soon, then ever later, so as not to fill the log.
 RETRY_FIRST_S: Final = 2.0
 RETRY_MOST_S: Final = 60.0
+# Failed attempts after which a daemon that was asked to leave does so.  What is in the way of the
+# first is often gone by the second: a killed daemon's merging process still ends its work.
+LAST_ATTEMPTS: Final = 2
 
 WAITING, MERGING, MERGED, FAILED = "waiting", "merging", "merged", "failed"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mle_daemon import events as e
-from mle_daemon.merge_attempts import FAILED, MERGED, Attempts
+from mle_daemon.merge_attempts import FAILED, LAST_ATTEMPTS, MERGED, Attempts
 
 # A meta log is written as a whole: one that took t seconds rests 20 t, so that configurations that
 # end one after another cost a twentieth of the time, however many there are.
@@ -48,6 +48,7 @@ class MetaLogs:
         self._open: dict[str, dict[str, bool]] = {}
         self._changed: set[str] = set()  # folders to look at again
         self._resting: dict[str, float] = {}  # folders to look at again at a time
+        self._failures = 1  # in a row, after which no daemon stays for one
 
     # --- told ---------------------------------------------------------------------------------
     def fall_behind(self, folder: str) -> None:
@@ -99,7 +100,8 @@ class MetaLogs:
             self._changed.add(event.folder)
 
     def leaving(self) -> None:
-        """The daemon is about to leave: what failed is tried once more."""
+        """The daemon is about to leave: what failed is tried again before."""
+        self._failures = LAST_ATTEMPTS
         for folder in self._resting:
             self._logs[folder].forgive()
 
@@ -147,7 +149,7 @@ class MetaLogs:
     @property
     def rest(self) -> bool:
         """Whether one would be written now if it did not rest."""
-        return any(not self._logs[folder].failures for folder in self._resting)
+        return any(self._logs[folder].failures < self._failures for folder in self._resting)
 
     def pending(self) -> list[str]:
         """What the journal keeps: the folders of those that are to be written.

@@ -82,7 +82,7 @@ def test_what_is_merged_while_one_fails_is_written_all_the_same(
     assert [each for now in (0.0, 100.0) for each in due(logs, now)] == [FOLDER]
 
 
-def test_one_that_failed_is_tried_once_more_before_a_daemon_leaves(logs: MetaLogs) -> None:
+def test_one_that_failed_is_tried_again_before_a_daemon_leaves(logs: MetaLogs) -> None:
     logs.fall_behind(FOLDER)
     due(logs)
     fail(logs, 0.0)
@@ -92,6 +92,10 @@ def test_one_that_failed_is_tried_once_more_before_a_daemon_leaves(logs: MetaLog
     assert due(logs, 0.1, leaving=True) == [FOLDER]
     fail(logs, 0.1)
     assert due(logs, 0.2, leaving=True) == []
+    assert logs.rest
+    assert due(logs, 2.2, leaving=True) == [FOLDER]
+    fail(logs, 2.3)
+    assert due(logs, 2.4, leaving=True) == []
     assert (logs.rest, logs.at_work, logs.left()) == (False, False, [FOLDER])
 
 
