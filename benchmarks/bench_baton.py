@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, ticks, wire
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES
 
 ROUNDS = 41
@@ -46,7 +46,7 @@ def floor() -> tuple[Update, Callable[[], None]]:
 
 def source_of(schema: m.Schema, direct: tuple[Any, ...]) -> str:
     """The source of the generated writer."""
-    return ticks.writer_source(schema, direct, ())
+    return tick_writers.writer_source(schema, direct, ())
 
 
 def replaced(source: str, *changes: tuple[str, str]) -> str:
@@ -106,11 +106,11 @@ def writer(
     schema = m.Schema(0, described.clock, described.stats)
     first = HEADER_BYTES + len(wire.head(schema))
     baton = [first]
-    hooks = ticks.Hooks(take or baton.pop, baton.append, time.time, missed, missed)
+    hooks = tick_writers.Hooks(take or baton.pop, baton.append, time.time, missed, missed)
     namespace: dict[str, Any] = {"baton": baton}
     exec(change(source_of(schema, described.direct)), namespace)
     constants = [(item, None) for item in described.direct]
-    pack = ticks.writer_struct(schema).pack_into
+    pack = tick_writers.writer_struct(schema).pack_into
     update, bind = namespace["make"](hooks, pack, struct.error, np.ndarray, constants)
     bind(bytearray(SEGMENT_BYTES))
 

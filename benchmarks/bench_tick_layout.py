@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Tick
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, ticks, wire
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES
 
 ROUNDS: Final = 60
@@ -90,8 +90,8 @@ def writer(*changes: Change) -> tuple[Callable[..., None], Callable[[], None]]:
     assert described.direct is not None
     schema = m.Schema(0, described.clock, described.stats)
     first = HEADER_BYTES + len(wire.head(schema))
-    source = ticks.writer_source(schema, described.direct, ())
-    layout = ticks.writer_struct(schema).format
+    source = tick_writers.writer_source(schema, described.direct, ())
+    layout = tick_writers.writer_struct(schema).format
     for change in changes:
         source, layout = change(source, layout)
     packer = struct.Struct(layout)
@@ -103,7 +103,7 @@ def writer(*changes: Change) -> tuple[Callable[..., None], Callable[[], None]]:
     }
     exec(source, namespace)
     baton = [first]
-    hooks = ticks.Hooks(baton.pop, baton.append, time.time, missed, missed)
+    hooks = tick_writers.Hooks(baton.pop, baton.append, time.time, missed, missed)
     constants = [(item, None) for item in described.direct]
     update, bind = namespace["make"](hooks, packer.pack_into, struct.error, np.ndarray, constants)
     bind(segment)
@@ -117,7 +117,7 @@ def writer(*changes: Change) -> tuple[Callable[..., None], Callable[[], None]]:
 def empty_function() -> tuple[Callable[..., None], Callable[[], None]]:
     """Nothing, with the signature of `MLELogger.update`."""
     namespace: dict[str, Any] = {}
-    exec(f"def update({ticks._SIGNATURE}): pass", namespace)
+    exec(f"def update({tick_writers._SIGNATURE}): pass", namespace)
     return namespace["update"], lambda: None
 
 

@@ -30,7 +30,7 @@ from benchmarks import counted, harness
 from benchmarks.harness import Picture, Result, Table
 from benchmarks.workspace import Workspace, workspace
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, ticks, wire
 from mle_client.ring import HEADER_BYTES
 
 NAME: Final = "instructions"
@@ -133,9 +133,9 @@ def description(statement: str) -> dict[str, Any]:
     return {
         "kind": "source",
         "statement": statement,
-        "signature": ticks._SIGNATURE,
-        "source": ticks.writer_source(schema, described.direct, ()),
-        "format": ticks.writer_struct(schema).format,
+        "signature": tick_writers._SIGNATURE,
+        "source": tick_writers.writer_source(schema, described.direct, ()),
+        "format": tick_writers.writer_struct(schema).format,
         "first": HEADER_BYTES + len(wire.head(schema)),
     }
 

@@ -53,6 +53,12 @@ def fetch(value: Any) -> Pending | None:
     return None
 
 
+def is_plain_tensor(value: Any) -> bool:
+    """Whether a tensor of torch lies in host memory, and its value is what that memory holds."""
+    torch = sys.modules["torch"]
+    return type(value) in _tensor_types(torch) and bool(value.is_cpu) and not value.is_quantized
+
+
 # --- torch ----------------------------------------------------------------------------------------
 def _tensor_types(torch: Any) -> tuple[type, ...]:
     """Those whose values are what their memory holds; empty while torch is being imported."""

@@ -1,7 +1,7 @@
 """One process's stream of one run: takes ticks from user code and puts them into a ring.
 
 `Producer.update` is what user code calls in a loop.  It is not a method but whichever generated
-writer (`ticks.compile_writer`) fits the latest tick; everything else comes through `_miss`.
+writer (`tick_writers.compile_writer`) fits the latest tick; everything else comes through `_miss`.
 
 One rule keeps the stream whole: **who holds the baton may write.**  The baton is a one-item list
 with the offset to write at; `list.pop` and `list.append` are atomic, so taking it needs no lock.
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from mle_client import device_values, ticks, wire
+from mle_client import device_values, tick_writers, ticks, wire
 from mle_client import messages as m
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
@@ -49,8 +49,6 @@ _LOOK_EVERY_S: Final = 0.0005
 # How often a tick that waits for room looks for it.  The sender makes room every 20 ms at most, and
 # a look costs some ten microseconds.
 _ROOM_EVERY_S: Final = 0.002
-# Behind a record that no tick of a known shape follows: msgpack's nil, as good as any but zero.
-_COMMITTED: Final = 0xC0
 # More schemas than this are not kept ready; the general way still takes the ticks.
 _MAX_WRITERS: Final = 64
 # What may be set aside; then `update` waits for the oldest of it.  A device has no more than some
@@ -155,7 +153,7 @@ class Producer:
         self._schemas: dict[Fields, m.Schema] = {}
         self._kinds: dict[tuple[str, str], m.Kind] = {}
         # Every writer ever generated: user code may have kept it, so all are bound to the segment.
-        self._writers: dict[tuple[TickKey, tuple[Any, ...]], ticks.Writer] = {}
+        self._writers: dict[tuple[TickKey, tuple[Any, ...]], tick_writers.Writer] = {}
         self._latest: dict[TickKey, tuple[Update, m.Schema]] = {}
         self._generating = False
         self._codes: set[CodeType] = set(_HOLDERS)
@@ -372,7 +370,7 @@ class Producer:
         # None of a schema that is not in the stream: its writer would need no room but its own.
         if schema is None or key == _NO_KEYS:
             return
-        if described.direct is not None and wire.has_fixed_layout(schema):
+        if described.direct is not None:
             self._make_ready(key, schema, described.direct)
 
     # --- what is set aside ----------------------------------------------------------------------
@@ -556,12 +554,12 @@ class Producer:
 
     def _generate(self, key: TickKey, schema: m.Schema, direct: tuple[Any, ...]) -> None:
         extra = [name for name in key[0] if name in OWN_CLOCKS]
-        baton, head = self._homes.setdefault(schema.number, ([], wire.head(schema)))
-        hooks = ticks.Hooks(baton.pop, baton.append, time.time, self._miss, self._on_save)
-        writer = ticks.compile_writer(schema, direct, extra, hooks)
+        baton, _ = self._homes.setdefault(schema.number, ([], tick_writers.head_before(schema)))
+        hooks = tick_writers.Hooks(baton.pop, baton.append, time.time, self._miss, self._on_save)
+        writer = tick_writers.compile_writer(schema, direct, extra, hooks)
         self._codes.add(writer.update.__code__)
         self._acquire()
-        self._widest = max(self._widest, len(head) + wire.fixed_values_bytes(schema))
+        self._widest = max(self._widest, tick_writers.most_bytes(schema))
         self._bound = None
         self._writers[key, direct] = writer
         self._give(schema)
@@ -678,7 +676,7 @@ class Producer:
         end = active.end + len(record)
         self._clean(active.end + 1)
         active.buffer[active.end : end] = record
-        active.buffer[end] = _COMMITTED
+        active.buffer[end] = wire.COMMITTED
         active.end = end
 
     def _clean(self, start: int) -> None:
@@ -715,7 +713,7 @@ class Producer:
         """Put the baton down where the next tick is expected.
 
         Args:
-            schema: of the next tick, most likely; its head is written, if it has a fixed layout.
+            schema: of the next tick, most likely; its head is written, if its writers want that.
                 No writer is to put one before the gap that has to be told first, or before what
                 was set aside.
         """
@@ -730,7 +728,7 @@ class Producer:
             baton, head = self._homes[schema.number]
             behind = active.end + len(head)
             if behind < active.size:
-                self._clean(behind)
+                self._clean(max(behind, active.end + 1))  # not the byte that commits what is before
                 active.buffer[active.end : behind] = head
                 home = _Home(baton, schema, head, active)
         self._home = home
@@ -820,7 +818,7 @@ def _encode_run(run: m.Run) -> bytes:
 
 def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
     if wire.has_fixed_layout(schema):
-        return ticks.pack_fixed(schema, seconds, values)
+        return tick_writers.pack_fixed(schema, seconds, values)
     record = wire.encode_text_tick(schema, seconds, values)
     if len(record) > m.MAX_TICK_BYTES:
         raise ValueError(

@@ -1,29 +1,22 @@
-"""What a tick is made of, and the function that writes ticks of one shape as fast as Python can.
+"""What a tick is made of: which values may be logged, and as what.
 
-Pure: values in, fields and bytes (or source code) out.  `producer` binds the result to a ring.
-
-A tick's first appearance goes the general way: `describe` looks at every value, refuses what cannot
-be stored, and yields fields and plain values.  From then on a function *generated* for just these
-keys and exact types does the work: it fetches each value by its key, checks each type by identity,
-and writes the whole tick with one `struct.Struct.pack_into`.  Anything unexpected makes it call
-`miss`, the general way: also a mapping that is no plain dict, whose keys may be made up when asked
-for (`collections.Counter`) or not be where they seem.
+Pure: values in, fields and plain values out.  A tick's first appearance goes this way, and every
+one that is unusual; `describe` looks at each value and refuses what cannot be stored.  From then on
+a function that `tick_writers` generates takes ticks like it.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-import struct
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
+from mle_client import device_values, wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_client.device_values import Pending
 from mle_client.layout import OWN_CLOCKS
 
@@ -44,6 +37,21 @@ _DIRECT: Final[dict[type, m.Kind]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """A number in an array, or in a tensor of torch in host memory, of no dimension.
+
+    Args:
+        type: the array's exact type.
+        dtype: of the number, of numpy or of torch.
+        is_tensor: it is one of torch's.
+    """
+
+    type: type
+    dtype: Any
+    is_tensor: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Described:
     """A tick that may be stored.
 
@@ -51,8 +59,8 @@ class Described:
         clock, stats: its fields.
         values: plain Python numbers, strings or the raw bytes of arrays, in the fields' order; and
             `Pending` ones, which only their device knows yet.
-        direct: the exact types of the values, if a generated writer can take them as they come;
-            for an array its numpy type and shape.  None if not.
+        direct: what a generated writer checks, if it can take such values as they come: the exact
+            type of each, for an array its numpy type and shape, or an `Item`.  None if not.
     """
 
     clock: tuple[m.Field, ...]
@@ -169,7 +177,7 @@ def _describe_value(
         # A writer takes whatever is an int for an int, so all of these share one.
         return kind, _plain(name, kind, value), int if kind is m.INT else type(value)
     if isinstance(value, str):
-        return m.TEXT, _checked_text(name, str.__str__(value)), None
+        return m.TEXT, _checked_text(name, str.__str__(value)), str if type(value) is str else None
     if isinstance(value, numbers.Number):
         return _describe_number(name, value)
     pending = fetch(value)
@@ -178,9 +186,17 @@ def _describe_value(
     array = _as_array(name, value)
     kind = _kind_of(name, array.dtype, array.shape)
     if array.ndim == 0:
-        return kind, _plain(name, kind, array.item()), None
+        return kind, _plain(name, kind, array.item()), _item(value)
     direct = (array.dtype, array.shape) if array is value else None
     return kind, array.tobytes(), direct
+
+
+def _item(value: Any) -> Item | None:
+    """What a generated writer checks of an array of no dimension; None where it cannot."""
+    is_tensor = type(value).__module__.partition(".")[0] == "torch"
+    if type(value) is np.ndarray or (is_tensor and device_values.is_plain_tensor(value)):
+        return Item(type(value), value.dtype, is_tensor)
+    return None
 
 
 def _kind_of(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> m.Kind:
@@ -319,156 +335,3 @@ def conflict(known: m.Kind, new: m.Kind) -> str:
             "pad the array, or use another key"
         )
     return ""
-
-
-# --- the generated writer -------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """Functions that write ticks of one schema and one set of exact types.
-
-    Args:
-        update: with the signature of `MLELogger.update`.
-        bind: bind(buffer) points it at a segment.
-    """
-
-    update: Callable[..., None]
-    bind: Callable[[Any], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What a generated writer calls.
-
-    Args:
-        take, give: pop and append of the one-item list that holds the write offset.  Who holds the
-            offset may write; a writer that finds none calls `miss`.
-        now: seconds since the epoch.
-        miss: the general way, with the signature of `MLELogger.update`.
-        save: called when the tick asks for publication.
-    """
-
-    take: Callable[[], int]
-    give: Callable[[int], None]
-    now: Callable[[], float]
-    miss: Callable[..., None]
-    save: Callable[[], None]
-
-
-def values_struct(schema: m.Schema, behind: str = "") -> struct.Struct:
-    """Packs time stamp and values of a fixed layout.  Args: behind: format of what follows."""
-    # Where nothing needs padding the native order is the same, and packs floats a little faster.
-    plain = all(field.kind in (m.INT, m.FLOAT) for field in schema.fields)
-    codes = ["@d" if plain and sys.byteorder == "little" else "<d"]
-    for field in schema.fields:
-        match field.kind:
-            case m.INT:
-                codes.append("q")
-            case m.FLOAT:
-                codes.append("d")
-            case m.BOOL:
-                codes.append("?")
-            case kind:
-                codes.append(f"{wire.value_bytes(kind)}s")
-    return struct.Struct("".join(codes) + behind)
-
-
-def writer_struct(schema: m.Schema) -> struct.Struct:
-    """Packs what a generated writer writes: time stamp, values and the head of the next tick."""
-    return values_struct(schema, f"{len(wire.head(schema))}s")
-
-
-def pack_fixed(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
-    """One tick of a fixed layout from plain values: the slow twin of a generated writer."""
-    return wire.head(schema) + values_struct(schema).pack(seconds, *values)
-
-
-_SIGNATURE = (
-    "clock_tick, stats_tick, model=None, plot_fig=None, extra_obj=None, grads=None, save=False"
-)
-_PASSED_ON = "clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save"
-
-
-def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str]) -> str:
-    """Source of the function `make`, which returns the two functions of a `Writer`.
-
-    A writer is given an offset behind a head that is there already.  It writes time stamp and
-    values, and behind them the head of the next tick: the byte that says that this one is whole
-    (`wire.committed_end`) comes last, at no cost of its own.
-
-    Args:
-        schema: with a fixed layout.
-        direct: of `Described`.
-        extra_clocks: keys that the clock has besides the schema's.
-    """
-    head = wire.head(schema)
-    # Looked at before anything is fetched: asking may change other mappings, such as defaultdict.
-    fetches = [
-        "if not type(clock_tick) is type(stats_tick) is dict:",
-        "    raise KeyError",
-    ]
-    guards, packed = [], []
-    for i, field in enumerate(schema.fields):
-        mapping = "clock_tick" if i < len(schema.clock) else "stats_tick"
-        fetches.append(f"v{i} = {mapping}[{field.name!r}]")
-        packed.append(f"v{i}")
-        if field.kind.shape:
-            guards.append(f"type(v{i}) is ndarray and v{i}.dtype == D{i} and v{i}.shape == S{i}")
-            packed[-1] = f"v{i}.tobytes()"
-        elif field.kind != m.INT:  # as an int, `struct` takes only what is one, and exactly
-            guards.append(f"type(v{i}) is T{i}")
-    fetches += [f"clock_tick[{str.__str__(name)!r}]" for name in extra_clocks]
-    # Every key was fetched, so neither dict is too short: if their sum is right, both are.
-    keys = len(schema.fields) + len(extra_clocks)
-    guards += [
-        f"len(clock_tick) + len(stats_tick) == {keys}",
-        "model is None and plot_fig is None and extra_obj is None and grads is None",
-    ]
-    return "\n".join(
-        [
-            "def make(hooks, pack, Error, ndarray, constants):",
-            *(f"    T{i} = D{i} = constants[{i}][0]" for i in range(len(schema.fields))),
-            *(f"    S{i} = constants[{i}][1]" for i in range(len(schema.fields))),
-            "    take, give, now = hooks.take, hooks.give, hooks.now",
-            "    miss, asked_to_save = hooks.miss, hooks.save",
-            "    buffer = None",
-            "    def bind(new_buffer):",
-            "        nonlocal buffer",
-            "        buffer = new_buffer",
-            f"    def update({_SIGNATURE}):",
-            "        at = None",
-            "        try:",
-            *(f"            {line}" for line in fetches),
-            f"            if not ({' and '.join(guards)}):",
-            "                raise KeyError",
-            "            at = take()",
-            f"            pack(buffer, at, {', '.join(['now()', *packed, repr(head)])})",
-            f"            give(at + {writer_struct(schema).size})",
-            "        except (KeyError, IndexError, TypeError, Error):",
-            "            if at is not None:  # out of range, not what it seems, or no room",
-            "                give(at)",
-            "        else:",
-            "            if save:",
-            "                asked_to_save()",
-            "            return",
-            f"        return miss({_PASSED_ON})",
-            "    update.__qualname__ = 'update'",  # for errors about its arguments
-            "    return update, bind",
-        ]
-    )
-
-
-def compile_writer(
-    schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str], hooks: Hooks
-) -> Writer:
-    """Generate the writer of one schema.  Arguments as for `writer_source`.
-
-    The keys enter the source as string literals made by `repr`, nothing else of the user's does.
-    """
-    namespace: dict[str, Any] = {}
-    source = writer_source(schema, direct, extra_clocks)
-    exec(compile(source, "<tick writer>", "exec"), namespace)
-    constants = [item if isinstance(item, tuple) else (item, None) for item in direct]
-    update, bind = namespace["make"](
-        hooks, writer_struct(schema).pack_into, struct.error, np.ndarray, constants
-    )
-    return Writer(update, bind)

@@ -45,6 +45,8 @@ import numpy.typing as npt
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 
+# The byte behind a record in a ring that no other follows yet: nil, which begins no record.
+COMMITTED: Final = 0xC0
 _TEXT_HEAD_BYTES: Final = 9  # dc nnnn ce iiiiiiii cb
 _TEXT_MARK: Final = 0xDC
 _FIXED_MARK: Final = 0x92

@@ -14,28 +14,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEP: Final = "num_steps"
-VALUE, PRODUCT, ODD = "value", "product", "odd"
+VALUE, PRODUCT, ODD, WORD = "value", "product", "odd", "word"
+_WORDS: Final = ("", "two", "größe", "x" * 40)  # ticks with text take another way than others
 _PRIME: Final = 2_654_435_761  # of Knuth's hash: neighbours differ in most digits
 
 
 def tick(seed: int, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The clocks and statistics of a number."""
-    return {STEP: number}, {
+    """The clocks and statistics of a number; every third seed has text among them."""
+    stats = {
         VALUE: 1.0 / (number + 1) + seed,
         PRODUCT: number * _PRIME % 2**31 + seed,
         ODD: number % 2 == 1,
     }
+    return {STEP: number}, stats | ({WORD: _word(number)} if _has_words(seed) else {})
+
+
+def _has_words(seed: int) -> bool:
+    return seed % 3 == 2
+
+
+def _word(number: int) -> str:
+    return _WORDS[number % len(_WORDS)]
 
 
 def columns(seed: int, numbers: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """The statistics of many numbers, by name."""
     with np.errstate(divide="ignore"):  # numbers that nobody sent
         value = 1.0 / (numbers + 1) + seed
-    return {
+    numeric = {
         VALUE: value,
         PRODUCT: numbers * _PRIME % 2**31 + seed,
         ODD: numbers % 2 == 1,
     }
+    if not _has_words(seed):
+        return numeric
+    return numeric | {WORD: np.array(_WORDS, object)[numbers % len(_WORDS)]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +113,16 @@ def judge(
     )
 
 
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value  # as h5py reads it
+
+
 def _torn(stored: Mapping[str, NDArray[Any]], seed: int, steps: NDArray[Any]) -> int:
     whole = np.ones(len(steps), bool)
     for name, expected in columns(seed, steps).items():
         values = np.asarray(stored.get(name, ()))
+        if name == WORD:
+            values = np.array([_text(value) for value in values], object)
         rows = min(len(values), len(steps))
         whole[rows:] = False
         whole[:rows] &= values[:rows] == expected[:rows]

@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from mle_client import layout, ticks, wire
+from mle_client import layout, tick_writers, wire
 from mle_client import messages as m
 from mle_client.errors import LogNotFound
 from mle_daemon import events as e
@@ -65,7 +65,7 @@ class Trainer:
         for step in steps:
             if not self.tick_edges:
                 self._put(wire.encode_record(STEP))
-            self._put(ticks.pack_fixed(STEP, float(step), (step,)))
+            self._put(tick_writers.pack_fixed(STEP, float(step), (step,)))
             self.tick_edges.append(self.head)
         return self
 

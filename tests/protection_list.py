@@ -776,6 +776,13 @@ PROTECTIONS: Final = (
         "tests/unit/client/test_producer.py -k 'stay_in_order_behind or a_thread_that_reads'",
     ),
     Protection(
+        "the first byte of a tick with text is written last",
+        "mle_client/tick_writers.py",
+        '        "buffer[at + 1 : end] = rest",\n        f"buffer[end] = {wire.COMMITTED}",\n        f"buffer[at] = {head[0]}",\n',
+        '        f"buffer[at] = {head[0]}",\n        "buffer[at + 1 : end] = rest",\n        f"buffer[end] = {wire.COMMITTED}",\n',
+        "tests/unit/client/test_tick_writers.py -k whenever_its_process_is_killed",
+    ),
+    Protection(
         "nor does the general way",
         "mle_client/producer.py",
         "if described.pending or self._must_wait():",

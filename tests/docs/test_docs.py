@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mle_client import control, discovery, layout, ring, ticks, wire
+from mle_client import control, discovery, layout, ring, tick_writers, ticks, wire
 from mle_client import messages as m
 from mle_client.errors import MLEError
 from mle_daemon import events, limits
@@ -411,7 +411,7 @@ def test_the_example_tick_of_the_protocol_page_is_what_the_code_writes() -> None
     schema = m.Schema(3, described.clock, described.stats)
     tick, schema_record = hex_blocks(section(WIRE, "Example"))
 
-    assert tick == ticks.pack_fixed(schema, 1700000000.25, described.values)
+    assert tick == tick_writers.pack_fixed(schema, 1700000000.25, described.values)
     assert schema_record == wire.encode_record(schema)
     (block,) = wire.StreamDecoder({3: schema}).decode(tick)
     assert isinstance(block, wire.Block)

@@ -9,7 +9,7 @@ import msgpack
 
 from mle_client import artifact_wire as aw
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, wire
 from tests.daemon_rig import ROOT, make_run
 from tests.fuzz.choices import Choices
 
@@ -47,9 +47,9 @@ RECORDS: Final[tuple[wire.PlainRecord, ...]] = (
     m.End(),
 )
 TICKS: Final = (
-    ticks.pack_fixed(SCHEMAS[0], 1.0, (1, 0.5, True)),
+    tick_writers.pack_fixed(SCHEMAS[0], 1.0, (1, 0.5, True)),
     wire.encode_text_tick(SCHEMAS[1], 1.0, (1, "hello")),
-    ticks.pack_fixed(SCHEMAS[2], 1.0, (bytes(24), b"")),
+    tick_writers.pack_fixed(SCHEMAS[2], 1.0, (bytes(24), b"")),
 )
 REQUESTS: Final[tuple[m.Request, ...]] = (
     m.Hello(m.PROTOCOL_VERSION, 1, "here"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
-from mle_client import MLELogger, load_log, ticks, wire
+from mle_client import MLELogger, load_log, tick_writers, wire
 from mle_client import artifact_wire as aw
 from mle_client import messages as m
 from mle_client.messages import ProducerId
@@ -51,7 +51,7 @@ class Forger:
         """Log a tick, and save, to a run.  Returns: why that is refused, or failed."""
         producer = ProducerId(secrets.token_bytes(16))
         records = [wire.encode_record(run), wire.encode_record(STEP)]
-        records += [ticks.pack_fixed(STEP, 1.0, (1,)), *map(wire.encode_record, artifacts)]
+        records += [tick_writers.pack_fixed(STEP, 1.0, (1,)), *map(wire.encode_record, artifacts)]
         stream = b"".join(records)
         for artifact in artifacts:
             offer = aw.Offer(producer, artifact.number, 4, aw.FILE)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.checker import ODD, PRODUCT, STEP, VALUE, Verdict, columns, judge, tick
+from tests.checker import ODD, PRODUCT, STEP, VALUE, WORD, Verdict, columns, judge, tick
 
 SEED = 7
+WITH_TEXT = 8
 
 
 def stored(numbers: list[int]) -> dict[str, Any]:
@@ -19,11 +20,20 @@ def stored(numbers: list[int]) -> dict[str, Any]:
     return {STEP: steps, **columns(SEED, steps)}
 
 
+@pytest.mark.parametrize("seed", [SEED, WITH_TEXT])
 @pytest.mark.parametrize("number", [0, 1, 99, 10**6])
-def test_the_columns_of_many_numbers_are_the_ticks_of_each(number: int) -> None:
-    clocks, stats = tick(SEED, number)
+def test_the_columns_of_many_numbers_are_the_ticks_of_each(number: int, seed: int) -> None:
+    clocks, stats = tick(seed, number)
     assert clocks == {STEP: number}
-    assert {name: values[0] for name, values in columns(SEED, np.array([number])).items()} == stats
+    assert {name: values[0] for name, values in columns(seed, np.array([number])).items()} == stats
+
+
+def test_text_that_is_not_what_was_logged_is_torn() -> None:
+    steps = np.arange(4)
+    there = {STEP: steps, **columns(WITH_TEXT, steps)}
+    assert judge(there, WITH_TEXT, sent=4, begun=4).faults == {}
+    there[WORD][2] = b"else"
+    assert judge(there, WITH_TEXT, sent=4, begun=4).faults == {"torn": 1}
 
 
 @given(st.integers(0, 50), st.integers(0, 1))

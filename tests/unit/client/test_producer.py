@@ -797,6 +797,34 @@ def test_a_signal_handler_may_save_at_any_instant(tmp_path: Path) -> None:
     stage.ring.delete()
 
 
+def test_ticks_of_all_shapes_in_turn_are_there_in_order(stage: Stage) -> None:
+    """Of fixed layout and with text, short and long, over the ends of many segments."""
+    rng = random.Random(11)
+    shapes: list[Callable[[], dict[str, Any]]] = [
+        lambda: {"loss": 0.5},
+        lambda: {"loss": 0.5, "phase": rng.choice(["train", "größe", ""])},
+        lambda: {"loss": 0.5, "phase": "x" * rng.randrange(6_000)},
+        lambda: {"vector": np.arange(40.0), "phase": "test"},
+        lambda: {"zero": np.array(0.5)},
+    ]
+    expected = []
+    for step in range(6_000):
+        stats = shapes[rng.choice([0, 0, 1, 1, 1, 2, 3, 4])]()
+        stage.update({"step": step}, stats)
+        expected.append((step, stats.get("phase")))
+        if rng.random() < 0.01:
+            stage.producer.catch_up()
+    found = []
+    for block in stage.records():
+        if isinstance(block, wire.Block):
+            names = [field.name for field in block.schema.fields]
+            columns = {name: block.column(names.index(name)) for name in names}
+            phases = columns.get("phase", [None] * len(block))
+            found += list(zip(map(int, columns["step"]), phases, strict=True))
+    assert found == expected
+    assert stage.producer.lost == 0
+
+
 # --- values that a device is still computing ------------------------------------------------------
 def test_a_tick_whose_value_is_being_computed_is_written_when_it_has_come(
     stage: Stage, device: Device

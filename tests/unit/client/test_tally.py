@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, wire
 from mle_client.errors import ProtocolError
 from mle_client.tally import Latest, Tally
 
@@ -17,7 +17,7 @@ SCHEMAS = {schema.number: schema for schema in (PAIR, NOTE)}
 
 def pair(step: int, loss: float = 0.5, ok: bool = True) -> bytes:
     """A tick of two numbers and a truth."""
-    return ticks.pack_fixed(PAIR, float(step), (step, loss, ok))
+    return tick_writers.pack_fixed(PAIR, float(step), (step, loss, ok))
 
 
 def note(step: int, text: str) -> bytes:

@@ -1,23 +1,20 @@
-"""What may be logged, what is refused and how, and the generated writer."""
+"""What may be logged, and what is refused and how."""
 
 from __future__ import annotations
 
 import enum
 import math
-import mmap
 import subprocess
 import sys
-from collections import Counter, OrderedDict, defaultdict
 from decimal import Decimal
 from fractions import Fraction
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import ticks
 from mle_client.discovery import python_environment
 
 
@@ -183,171 +180,3 @@ def test_numbers_share_a_key_and_nothing_else_does() -> None:
     assert "shape" in ticks.conflict(m.Kind("<f4", (3,)), m.Kind("<f4", (4,)))
     assert "shape" in ticks.conflict(m.FLOAT, m.Kind("<f4", (3,)))
     assert "text" in ticks.conflict(m.FLOAT, m.TEXT)
-
-
-class Bench:
-    """A generated writer over a small buffer."""
-
-    def __init__(self, clock: dict[str, Any], stats: dict[str, Any], room: int = 4096) -> None:
-        described = ticks.describe(clock, stats)
-        assert described.direct is not None
-        self.schema = m.Schema(0, described.clock, described.stats)
-        self.baton = [64]
-        self.missed: list[Any] = []
-        self.saves = 0
-        self.buffer = mmap.mmap(-1, room)
-        self.head = wire.head(self.schema)
-        self.buffer[64 - len(self.head) : 64] = self.head
-        extra = [name for name in clock if name in ("time", "time_elapsed", "num_updates")]
-        hooks = ticks.Hooks(self.baton.pop, self.baton.append, lambda: 1.5, self._miss, self._save)
-        self.writer = ticks.compile_writer(self.schema, described.direct, extra, hooks)
-        self.writer.bind(self.buffer)
-
-    def _miss(self, *tick: Any) -> None:
-        self.missed.append(tick)
-
-    def _save(self) -> None:
-        self.saves += 1
-
-    def stream(self) -> bytes:
-        """What is committed: the last head is that of a tick to come."""
-        return self.buffer[64 - len(self.head) : self.baton[0] - len(self.head)]
-
-    def written(self) -> list[list[Any]]:
-        decoder = wire.StreamDecoder({0: self.schema})
-        rows = []
-        for block in decoder.decode(self.stream()):
-            assert isinstance(block, wire.Block)
-            columns = [block.column(i) for i in range(len(self.schema.fields))]
-            rows += [[column[i] for column in columns] for i in range(len(block))]
-        return rows
-
-
-def test_the_writer_writes_what_the_general_way_writes() -> None:
-    clock = {"step": 7, "num_updates": 1}
-    stats = {"f": 0.1, "b": True, "n": np.float32(2), "q": np.bool_(False), "v": np.arange(3.0)}
-    bench = Bench(clock, stats)
-    bench.writer.update(clock, stats)
-    described = ticks.describe(clock, stats)
-    assert bench.stream() == ticks.pack_fixed(bench.schema, 1.5, described.values)
-    assert not bench.missed
-
-
-@pytest.mark.parametrize(
-    ("clock", "stats", "rest"),
-    [
-        ({"step": 1}, {"loss": 1}, {}),  # another type
-        ({"step": 1}, {"loss": np.float64(1)}, {}),
-        ({"step": 1.0}, {"loss": 1.0}, {}),
-        ({"step": "1"}, {"loss": 1.0}, {}),
-        ({"step": np.array(1.5)}, {"loss": 1.0}, {}),
-        ({"step": 1}, {"loss": 1.0, "more": 1}, {}),
-        ({"step": 1}, {}, {}),
-        ({}, {"loss": 1.0}, {}),
-        ({"epoch": 1}, {"loss": 1.0}, {}),
-        ({"step": 2**63}, {"loss": 1.0}, {}),
-        (None, {"loss": 1.0}, {}),
-        ({"step": 1}, {"loss": 1.0}, {"model": object()}),
-        ({"step": 1}, {"loss": 1.0}, {"grads": object()}),
-    ],
-)
-def test_anything_unexpected_goes_the_general_way_and_writes_nothing(
-    clock: Any, stats: Any, rest: dict[str, Any]
-) -> None:
-    bench = Bench({"step": 1}, {"loss": 1.0})
-    bench.writer.update(clock, stats, **rest)
-    assert len(bench.missed) == 1
-    assert bench.baton == [64]
-
-
-@pytest.mark.parametrize(
-    "stats",
-    [
-        Counter(a=1),
-        defaultdict(int, a=1),
-        OrderedDict(a=1, b=2),
-        MappingProxyType({"a": 1, "b": 2}),
-    ],
-)
-@pytest.mark.parametrize("as_clock", [False, True])
-def test_a_mapping_that_is_no_plain_dict_goes_the_general_way_untouched(
-    stats: Any, as_clock: bool
-) -> None:
-    plain: dict[str, Any] = {"a": 1, "b": 2}
-    bench = Bench(plain, {"loss": 1.0}) if as_clock else Bench({"step": 1}, plain)
-    held = dict(stats)
-    tick = (stats, {"loss": 1.0}) if as_clock else ({"step": 1}, stats)
-    bench.writer.update(*tick)
-    assert len(bench.missed) == 1
-    assert bench.baton == [64]
-    assert dict(stats) == held
-
-
-@pytest.mark.parametrize("name", [np.str_, OddName])
-def test_the_writer_takes_keys_of_other_text_types(name: type[str]) -> None:
-    clock, stats = {name("num_updates"): 1, name("step"): 7}, {name("loss"): 1.0}
-    bench = Bench(clock, stats)
-    bench.writer.update({"num_updates": 1, "step": 7}, {"loss": 1.0})
-    assert bench.written() == [[7, 1.0]]
-    assert not bench.missed
-
-
-def test_a_full_segment_goes_the_general_way() -> None:
-    bench = Bench({"step": 1}, {"loss": 1.0}, room=64 + 2 * (8 + 3 * 8))
-    for step in range(3):
-        bench.writer.update({"step": step}, {"loss": 0.5})
-    assert [row[0] for row in bench.written()] + [tick[0]["step"] for tick in bench.missed] == [
-        0,
-        1,
-        2,
-    ]
-
-
-def test_saving_asks_once_after_the_tick_is_written() -> None:
-    bench = Bench({"step": 1}, {"loss": 1.0})
-    bench.writer.update({"step": 1}, {"loss": 1.0}, save=True)
-    assert (bench.saves, len(bench.written())) == (1, 1)
-
-
-def test_arrays_of_another_shape_or_type_go_the_general_way() -> None:
-    bench = Bench({}, {"v": np.zeros(3)})
-    for other in (np.zeros(4), np.zeros(3, np.float32), np.zeros((3, 1))):
-        bench.writer.update({}, {"v": other})
-    assert len(bench.missed) == 3
-
-
-def test_keys_that_look_like_code_are_only_keys() -> None:
-    name = 'x\'] = 1; raise SystemExit #\n"""\\'
-    bench = Bench({}, {name: 1.0})
-    bench.writer.update({}, {name: 2.0})
-    assert bench.written() == [[2.0]]
-
-
-@pytest.mark.parametrize("step", [True, np.int64(7), np.uint8(7), np.array(7), Color.RED])
-def test_an_int_may_be_of_any_type_that_is_one(step: Any) -> None:
-    bench = Bench({"step": 1}, {"loss": 1.0})
-    bench.writer.update({"step": step}, {"loss": 1.0})
-    assert bench.written() == [[int(step), 1.0]]
-    assert not bench.missed
-
-
-def test_a_tick_behind_which_nothing_was_put_is_not_whole() -> None:
-    bench = Bench({"step": 1}, {"loss": 1.0})
-    for step in range(3):
-        bench.writer.update({"step": step}, {"loss": 0.5})
-    content = bench.buffer[64 - len(bench.head) :]
-    whole = len(bench.stream())
-    assert wire.committed_end(content) == whole
-    for cut in range(1, len(bench.head) + 1):  # killed before the last bytes were written
-        torn = content[: whole + len(bench.head) - cut] + bytes(500)
-        size = whole if cut < len(bench.head) else whole * 2 // 3
-        assert wire.committed_end(torn) == size
-
-
-def test_a_large_tick_has_a_longer_head() -> None:
-    schema = m.Schema(5, (), (m.Field("v", m.Kind("<f8", (100,))),))
-    packed = ticks.pack_fixed(schema, 1.0, [np.arange(100.0).tobytes()])
-    assert len(packed) == 11 + 8 + 800
-    (block,) = wire.StreamDecoder({5: schema}).decode(packed)
-    assert isinstance(block, wire.Block)
-    np.testing.assert_array_equal(block.column(0), [np.arange(100.0)])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, ticks, wire
 from mle_client.errors import ProtocolError
 from tests.strategies import tick_sequences
 
@@ -38,7 +38,7 @@ MESSAGES = [
 
 
 def fixed(schema: m.Schema, *rows: tuple[object, ...]) -> bytes:
-    return b"".join(ticks.pack_fixed(schema, float(i), row) for i, row in enumerate(rows))
+    return b"".join(tick_writers.pack_fixed(schema, float(i), row) for i, row in enumerate(rows))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
@@ -185,7 +185,9 @@ def encode_sequence(sequence: list[tuple[dict[str, object], dict[str, object]]])
             schemas[fields] = m.Schema(len(schemas), *fields)
             parts.append(wire.encode_record(schemas[fields]))
         encode = (
-            ticks.pack_fixed if wire.has_fixed_layout(schemas[fields]) else wire.encode_text_tick
+            tick_writers.pack_fixed
+            if wire.has_fixed_layout(schemas[fields])
+            else wire.encode_text_tick
         )
         parts.append(encode(schemas[fields], 1.0, described.values))
     return b"".join(parts)

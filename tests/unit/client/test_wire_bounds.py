@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, wire
 from mle_client.errors import ProtocolError
 from mle_client.ring import SEGMENT_BYTES
 from tests.daemon_rig import make_run
@@ -147,7 +147,7 @@ def test_a_piece_has_so_many_records() -> None:
 
 def test_a_segment_of_a_ring_has_no_more_records_than_a_piece_may() -> None:
     smallest = [m.Schema(number, (), ()) for number in (0, 1)]
-    ticks_of_two = b"".join(ticks.pack_fixed(each, 1.0, ()) for each in smallest)
+    ticks_of_two = b"".join(tick_writers.pack_fixed(each, 1.0, ()) for each in smallest)
     assert SEGMENT_BYTES / len(ticks_of_two) * 2 < m.MAX_RECORDS
 
 
@@ -202,6 +202,6 @@ def test_what_a_daemon_says_is_cut(message: m.Message) -> None:
 
 def test_a_tick_of_the_largest_size_passes() -> None:
     one = m.Schema(0, (), (m.Field("x", m.Kind("|u1", (m.MAX_TICK_BYTES,))),))
-    tick = ticks.pack_fixed(one, 1.0, (bytes(m.MAX_TICK_BYTES),))
+    tick = tick_writers.pack_fixed(one, 1.0, (bytes(m.MAX_TICK_BYTES),))
     assert len(tick) < m.MAX_FRAME_BYTES
     assert len(wire.StreamDecoder().decode(wire.encode_record(one) + tick)) == 2

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, wire
 from mle_client.errors import ProtocolError
 from mle_daemon.ingest import Piece, Stream, StreamGap
 from tests.daemon_rig import STEP, Trainer
@@ -105,7 +105,7 @@ def test_rolling_back_forgets_pieces_and_schemas() -> None:
     take(stream, begun, trainer.stream[begun:])
     stream.roll_back()
     with pytest.raises(ProtocolError):  # its schema was rolled back with it
-        stream.read(begun, ticks.pack_fixed(STEP, 1.0, (1,)))
+        stream.read(begun, tick_writers.pack_fixed(STEP, 1.0, (1,)))
     piece = take(stream, begun, trainer.stream[begun:])
     assert steps([piece]) == [1]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mle_client import messages as m
-from mle_client import ticks, wire
+from mle_client import tick_writers, wire
 from mle_client.kept import kept_from_plain, kept_to_json
 from mle_client.retention import Portfolio, to_plain
 from mle_daemon.columns import FileState
@@ -76,7 +76,7 @@ def test_blocks_of_one_piece_keep_their_order() -> None:
     other = replace(STEP, number=1)
     stream = b"".join(
         [wire.encode_record(told.trainer.run), wire.encode_record(STEP), wire.encode_record(other)]
-        + [ticks.pack_fixed((STEP, other)[step % 2], 0.0, (step,)) for step in range(4)]
+        + [tick_writers.pack_fixed((STEP, other)[step % 2], 0.0, (step,)) for step in range(4)]
     )
     piece = Stream(told.trainer.id).read(0, stream)
     assert piece is not None

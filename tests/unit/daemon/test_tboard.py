@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mle_client import layout, ticks, wire
+from mle_client import layout, tick_writers, ticks, wire
 from mle_client import messages as m
 from mle_client.errors import RunRefused
 from mle_client.histograms import histogram, to_plain
@@ -42,7 +42,7 @@ def blocks_of(*logged: Tick) -> list[wire.Block]:
             schemas[key] = m.Schema(len(schemas), *key)
             stream += wire.encode_record(schemas[key])
         fixed = wire.has_fixed_layout(schemas[key])
-        pack = ticks.pack_fixed if fixed else wire.encode_text_tick
+        pack = tick_writers.pack_fixed if fixed else wire.encode_text_tick
         stream += pack(schemas[key], START + number / 2, tick.values)
     return [r for r in wire.StreamDecoder().decode(stream) if isinstance(r, wire.Block)]
 
@@ -144,7 +144,7 @@ def test_a_clock_that_every_tick_has_is_no_clock_of_the_users() -> None:
     """Our client sends none; another one may."""
     fields = m.Field("num_updates", m.INT), m.Field("e", m.INT)
     schema = m.Schema(0, fields, (m.Field("a", m.INT),))
-    stream = wire.encode_record(schema) + ticks.pack_fixed(schema, START, [90, 5, 1])
+    stream = wire.encode_record(schema) + tick_writers.pack_fixed(schema, START, [90, 5, 1])
     blocks = [r for r in wire.StreamDecoder().decode(stream) if isinstance(r, wire.Block)]
     (seen,) = reader.read_events(b"".join(events_of(blocks, 0)))
     assert seen.step == 5
