@@ -99,12 +99,14 @@ class Measured:
         ticks: {pace: ticks in a block}.
         rounds: {kind of block: what it took} of each round; ours are called after their pace.
         accounts: {pace: account}.
+        floor_s: CPU time of `buf.append((dict(clock), dict(stats)))` between the same steps.
     """
 
     step_s: float
     ticks: Mapping[int, int]
     rounds: Sequence[Mapping[str, Spent]]
     accounts: Mapping[int, Account]
+    floor_s: float
 
 
 def run(size: Size) -> Result:
@@ -141,14 +143,19 @@ def measure(loop: str, size: Size) -> Measured:
             block()
         rounds = [_round(blocks, turn) for turn in range(size.rounds)]
         window = max(2, round(size.window_s / step_s))
+        train_a_while = functools.partial(
+            training_loops.train_and_log, step, window, _goal_pace(paces)
+        )
+        timer_s, floor_s = (_call_s(train_a_while, each)[0] for each in (_nothing, _floor()))
         accounts = {
-            each: _account(space, logs[each], step, window, paces[each]) for each in size.paces
+            each: _account(space, logs[each], step, window, paces[each], timer_s)
+            for each in size.paces
         }
         for each, log in logs.items():
             block_ticks, window_ticks = paces[each].ticks(steps), paces[each].ticks(window)
             _close(space, log, str(each), block_ticks * (size.rounds + 1) + window_ticks)
     ticks = {each: paces[each].ticks(steps) for each in size.paces}
-    return Measured(step_s, ticks, rounds, accounts)
+    return Measured(step_s, ticks, rounds, accounts, max(0.0, floor_s - timer_s))
 
 
 def _saving(log: Any) -> Update:
@@ -157,6 +164,15 @@ def _saving(log: Any) -> Update:
 
 def _nothing(clock: dict[str, Any], stats: dict[str, Any]) -> None:
     pass
+
+
+def _floor() -> Update:
+    buf: list[Any] = []
+
+    def floor(clock: dict[str, Any], stats: dict[str, Any]) -> None:
+        buf.append((dict(clock), dict(stats)))
+
+    return floor
 
 
 def _goal_pace(paces: Mapping[int, Pace]) -> Pace:
@@ -184,25 +200,35 @@ def _round(blocks: Mapping[str, Callable[[], None]], turn: int) -> dict[str, Spe
     return {kind: training_loops.spent_by(blocks[kind]) for kind in order}
 
 
-def _account(space: Workspace, log: Any, step: Step, steps: int, pace: Pace) -> Account:
+def _account(
+    space: Workspace, log: Any, step: Step, steps: int, pace: Pace, timer_s: float
+) -> Account:
     """Train for a while, and see what logging uses in all three places."""
-    ticks = pace.ticks(steps)
-    timer_s = _timed_calls(_nothing)
     _flush(log)
-    call, spent_ns = _timed(_saving(log))
+    train = functools.partial(training_loops.train_and_log, step, steps, pace)
     daemon = space.daemon_cpu_s()
-    spent = training_loops.spent_by(
-        functools.partial(training_loops.train_and_log, step, steps, pace, call)
-    )
+    call_s, spent = _call_s(train, _saving(log))
     daemon_s = space.daemon_cpu_s() - daemon
     _flush(log)
-    call_s = max(0.0, spent_ns[0] / ticks * 1e-9 - timer_s)
-    return Account(spent.wall_s, ticks, call_s, spent.background_s, daemon_s)
+    ticks = pace.ticks(steps)
+    return Account(spent.wall_s, ticks, max(0.0, call_s - timer_s), spent.background_s, daemon_s)
+
+
+def _call_s(train: Callable[[Update], None], update: Update) -> tuple[float, Spent]:
+    """Train for a while.
+
+    Returns:
+        CPU time that a call is seen to take, on average, with what the clock takes; and all that
+        the training took.
+    """
+    call, calls = _timed(update)
+    spent = training_loops.spent_by(functools.partial(train, call))
+    return calls[0] / calls[1] * 1e-9, spent
 
 
 def _timed(update: Update) -> tuple[Update, list[int]]:
-    """An update that adds up its CPU time.  Returns: it, and the sum in ns."""
-    spent = [0]
+    """An update that adds up its CPU time.  Returns: it, and the sum in ns and number of calls."""
+    spent = [0, 0]
 
     def timed(
         clock: dict[str, Any], stats: dict[str, Any], now: Callable[[], int] = time.thread_time_ns
@@ -211,16 +237,9 @@ def _timed(update: Update) -> tuple[Update, list[int]]:
         begin = now()
         update(clock, stats)
         spent[0] += now() - begin
+        spent[1] += 1
 
     return timed, spent
-
-
-def _timed_calls(update: Update, count: int = 1_000) -> float:
-    """Seconds that one call of an update is seen to take."""
-    call, spent = _timed(update)
-    for i in range(count):
-        call({"num_steps": i}, {"train_loss": 0.0})
-    return spent[0] / count * 1e-9
 
 
 def _flush(log: Any) -> None:
@@ -293,6 +312,8 @@ def _account_table(found: Mapping[str, Measured]) -> Table:
             each[PLAIN].background_s / each[PLAIN].wall_s for each in measured.rounds
         )
         rows.append((loop, PLAIN, "", idle * 100, "", "", ""))
+        floor = (measured.floor_s * 1e6, "", "", measured.floor_s * GOAL_TICKS_PER_S * 100, "")
+        rows.append((loop, f"floor, {GOAL_TICKS_PER_S:,}", *floor))
         rows += [
             (loop, f"{pace:,}", *_account_row(pace, account))
             for pace, account in measured.accounts.items()

@@ -30,7 +30,9 @@ def test_training_looks_at_every_loop_that_is_installed(monkeypatch: pytest.Monk
     assert [row[1] for row in beside.rows] == [
         "not installed", training.NOTHING, "100", "1,000",
     ]  # fmt: skip
-    assert [row[1] for row in accounted.rows] == [training.PLAIN, "100", "1,000"]
+    assert [row[1] for row in accounted.rows] == [
+        training.PLAIN, "floor, 1,000", "100", "1,000",
+    ]  # fmt: skip
     assert [goal.limit for goal in result.goals] == [training.GOAL_PERCENT] * 3
 
 
