@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mle_client import messages as m
-from mle_client import tick_writers, ticks, wire
+from mle_client import tick_layout, tick_writers, ticks
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES
 
 ROUNDS = 41
@@ -104,7 +104,7 @@ def writer(
     described = ticks.describe(clock, STATS)
     assert described.direct is not None
     schema = m.Schema(0, described.clock, described.stats)
-    first = HEADER_BYTES + len(wire.head(schema))
+    first = HEADER_BYTES + len(tick_layout.head(schema))
     baton = [first]
     hooks = tick_writers.Hooks(take or baton.pop, baton.append, time.time, missed, missed)
     namespace: dict[str, Any] = {"baton": baton}

@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy as np
 
-from mle_client import layout, wire
+from mle_client import layout, tick_layout, wire
 from mle_client import messages as m
 from mle_daemon import store
 from mle_daemon.columns import FileState
@@ -37,7 +37,7 @@ def block(ticks: int) -> wire.Block:
     clock = (m.Field("num_steps", m.INT),)
     stats = tuple(m.Field(f"statistic_{i}", m.FLOAT) for i in range(STATISTICS))
     schema = m.Schema(0, clock, stats)
-    lying = np.zeros(ticks, wire.fixed_layout(schema).dtype)
+    lying = np.zeros(ticks, tick_layout.fixed_layout(schema).dtype)
     lying["t"] = START + np.arange(ticks)
     lying["v0"] = np.arange(ticks)
     for i in range(STATISTICS):

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Tick
 from mle_client import messages as m
-from mle_client import tick_writers, ticks, wire
+from mle_client import tick_layout, tick_writers, ticks
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES
 
 ROUNDS: Final = 60
@@ -89,7 +89,7 @@ def writer(*changes: Change) -> tuple[Callable[..., None], Callable[[], None]]:
     described = ticks.describe(*tick(0, 0.5))
     assert described.direct is not None
     schema = m.Schema(0, described.clock, described.stats)
-    first = HEADER_BYTES + len(wire.head(schema))
+    first = HEADER_BYTES + len(tick_layout.head(schema))
     source = tick_writers.writer_source(schema, described.direct, ())
     layout = tick_writers.writer_struct(schema).format
     for change in changes:

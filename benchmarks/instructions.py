@@ -30,7 +30,7 @@ from benchmarks import counted, harness
 from benchmarks.harness import Picture, Result, Table
 from benchmarks.workspace import Workspace, workspace
 from mle_client import messages as m
-from mle_client import tick_writers, ticks, wire
+from mle_client import tick_layout, tick_writers, ticks
 from mle_client.ring import HEADER_BYTES
 
 NAME: Final = "instructions"
@@ -136,7 +136,7 @@ def description(statement: str) -> dict[str, Any]:
         "signature": tick_writers._SIGNATURE,
         "source": tick_writers.writer_source(schema, described.direct, ()),
         "format": tick_writers.writer_struct(schema).format,
-        "first": HEADER_BYTES + len(wire.head(schema)),
+        "first": HEADER_BYTES + len(tick_layout.head(schema)),
     }
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import zmq
 
 from benchmarks.harness import Tick
+from mle_client import message_wire, runtime, tick_layout, ticks, wire
 from mle_client import messages as m
-from mle_client import runtime, ticks, wire
 from mle_client.endpoint import reachable_address, read_endpoint
 from mle_client.ring import SEGMENT_BYTES
 from mle_client.session import Session
@@ -50,7 +50,7 @@ def record(first: Tick, count: int) -> Recorded:
     """Ticks like the first one: steps count, and floats are noise."""
     described = ticks.describe(*first)
     schema = m.Schema(0, described.clock, described.stats)
-    if wire.has_fixed_layout(schema):
+    if tick_layout.has_fixed_layout(schema):
         size, data = _fixed(schema, count)
         most = SEGMENT_BYTES // size * size
         pieces = [data[at : at + most] for at in range(0, len(data), most)]
@@ -60,7 +60,7 @@ def record(first: Tick, count: int) -> Recorded:
 
 
 def _fixed(schema: m.Schema, count: int) -> tuple[int, bytes]:
-    layout = wire.fixed_layout(schema)
+    layout = tick_layout.fixed_layout(schema)
     rows = np.zeros(count, layout.dtype)
     rows["head"] = np.frombuffer(layout.head, layout.dtype["head"])[0]
     rows["t"] = time.time() + np.arange(count) * 1e-6
@@ -104,13 +104,13 @@ class _Stream:
         """Send what the window allows, and in the end ask for the publication of all of it."""
         while self.rest and len(self.rest[-1]) <= self.session.may_send(self.window):
             piece = self.rest.pop()
-            header = wire.data_header(self.producer, self.session.sent)
+            header = message_wire.data_header(self.producer, self.session.sent)
             self.socket.send_multipart([header, piece])
             self.session.sent_to(self.session.sent + len(piece), time.monotonic())
         if not self.rest and not self.asked:
             self.asked = True
             flush = m.Flush(_TOKEN, self.producer, self.session.sent)
-            self.socket.send_multipart(wire.encode(flush))
+            self.socket.send_multipart(message_wire.encode(flush))
 
     def take(self, message: m.Message) -> None:
         """Take an answer in."""
@@ -143,7 +143,7 @@ def send(root: str, recorded: Recorded, senders: int) -> float:
             socket.setsockopt(zmq.LINGER, 0)
             socket.connect(reachable_address(endpoint))
             socket.send_multipart(
-                wire.encode(m.Hello(m.PROTOCOL_VERSION, os.getpid(), runtime.host()))
+                message_wire.encode(m.Hello(m.PROTOCOL_VERSION, os.getpid(), runtime.host()))
             )
             poller.register(socket, zmq.POLLIN)
             streams[socket] = _stream(root, seed, socket, recorded)
@@ -159,7 +159,7 @@ def _send_all(poller: zmq.Poller, streams: dict[Any, _Stream]) -> float:
     while not all(stream.done for stream in streams.values()):
         for socket, _ in poller.poll(_POLL_MS):
             heard = time.monotonic()
-            streams[socket].take(wire.decode(socket.recv_multipart()))
+            streams[socket].take(message_wire.decode(socket.recv_multipart()))
             streams[socket].send()
         if time.monotonic() > heard + _TIMEOUT_S:
             raise TimeoutError(f"the daemon said nothing for {_TIMEOUT_S:g} s")

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from mle_client import addresses, descriptors, discovery, wire
+from mle_client import addresses, descriptors, discovery, message_wire
 from mle_client import messages as m
 from mle_client.endpoint import (
     READY,
@@ -88,17 +88,17 @@ def ask(
             keys.put_on(socket)
         handshake = Handshake(socket, keys) if addresses.is_tcp(address) else None
         socket.connect(address)
-        socket.send_multipart(wire.encode(_hello()))
+        socket.send_multipart(message_wire.encode(_hello()))
         asked = False
         for answer in _answers(socket, time.monotonic() + timeout, look):
             match answer:
                 case m.Welcome(version):
                     if version != m.PROTOCOL_VERSION:
                         raise VersionMismatch(m.PROTOCOL_VERSION, version)
-                    socket.send_multipart(wire.encode(message))
+                    socket.send_multipart(message_wire.encode(message))
                     asked = True
                 case m.Leaving() if not asked:  # it answers to those who want to log no more
-                    socket.send_multipart(wire.encode(message))
+                    socket.send_multipart(message_wire.encode(message))
                     asked = True
                 case m.Refused(_, reason):
                     raise ProtocolError(f"the daemon refused: {reason}")
@@ -259,6 +259,6 @@ def _answers(socket: Any, deadline: float, look: Callable[[], bool]) -> Iterator
     """What the daemon sends, until the deadline or until it is there no more."""
     while (left := deadline - time.monotonic()) > 0:
         if socket.poll(min(left, _LOOK_EVERY_S) * 1000):
-            yield wire.decode(socket.recv_multipart())
+            yield message_wire.decode(socket.recv_multipart())
         elif not look():
             return

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from mle_client import device_values, tick_writers, ticks, wire
+from mle_client import device_values, tick_layout, tick_writers, ticks, wire
 from mle_client import messages as m
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
@@ -676,7 +676,7 @@ class Producer:
         end = active.end + len(record)
         self._clean(active.end + 1)
         active.buffer[active.end : end] = record
-        active.buffer[end] = wire.COMMITTED
+        active.buffer[end] = tick_layout.COMMITTED
         active.end = end
 
     def _clean(self, start: int) -> None:
@@ -738,7 +738,7 @@ class Producer:
         """The offset behind the last committed record, from the segment itself."""
         active = self.ring.active
         with memoryview(active.buffer)[active.end : active.size] as content:
-            return active.end + wire.committed_end(content)
+            return active.end + tick_layout.committed_end(content)
 
     def _wait(self, unheld: int) -> int:
         """Wait a little.  Returns: how many looks in a row found that nobody has the baton."""
@@ -817,7 +817,7 @@ def _encode_run(run: m.Run) -> bytes:
 
 
 def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
-    if wire.has_fixed_layout(schema):
+    if tick_layout.has_fixed_layout(schema):
         return tick_writers.pack_fixed(schema, seconds, values)
     record = wire.encode_text_tick(schema, seconds, values)
     if len(record) > m.MAX_TICK_BYTES:

@@ -17,7 +17,8 @@ Segment format, version 1.  Words are native unsigned 64-bit integers:
 
 A record is *committed* once the byte behind it is not zero.  That byte is written after the record,
 and beyond it there are only zeros, so a process that dies at any instruction leaves whole records
-(`wire.committed_end` finds the last; stores are in program order for whoever looks after a death).
+(`tick_layout.committed_end` finds the last; stores are in program order for whoever looks after a
+death).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mle_client import files, runtime, wire
+from mle_client import files, runtime, tick_layout, wire
 from mle_client.messages import MAX_COUNT, MAX_FRAME_BYTES, Gap, ProducerId
 
 MAGIC: Final = b"MLERING1"
@@ -574,7 +575,7 @@ def _read_segment(path: str) -> Remains | None:
         if os.fstat(file.fileno()).st_size > MAX_SEGMENT_BYTES:
             raise OSError(errno.EFBIG, "it is larger than any segment of ours", path)
         content = file.read()
-    payload = content[: wire.committed_end(content)]
+    payload = content[: tick_layout.committed_end(content)]
     if not payload:
         return None
     base = int.from_bytes(header[BASE_WORD * 8 :][:8], sys.byteorder)

@@ -21,7 +21,7 @@ import msgpack
 import numpy as np
 
 from mle_client import messages as m
-from mle_client import wire
+from mle_client import tick_layout
 from mle_client.ticks import Item
 
 
@@ -71,18 +71,18 @@ def values_struct(schema: m.Schema, behind: str = "") -> struct.Struct:
             case m.BOOL:
                 codes.append("?")
             case kind:
-                codes.append(f"{wire.value_bytes(kind)}s")
+                codes.append(f"{tick_layout.value_bytes(kind)}s")
     return struct.Struct("".join(codes) + behind)
 
 
 def writer_struct(schema: m.Schema) -> struct.Struct:
     """Packs what a generated writer writes: time stamp, values and the head of the next tick."""
-    return values_struct(schema, f"{len(wire.head(schema))}s")
+    return values_struct(schema, f"{len(tick_layout.head(schema))}s")
 
 
 def pack_fixed(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes:
     """One tick of a fixed layout from plain values: the slow twin of a generated writer."""
-    return wire.head(schema) + values_struct(schema).pack(seconds, *values)
+    return tick_layout.head(schema) + values_struct(schema).pack(seconds, *values)
 
 
 # A longer tick with text goes the general way: so much may lie behind a writer that was killed.
@@ -96,13 +96,13 @@ _PASSED_ON = "clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save"
 
 def head_before(schema: m.Schema) -> bytes:
     """What has to lie before the offset that a writer of a schema is given."""
-    return wire.head(schema) if wire.has_fixed_layout(schema) else b""
+    return tick_layout.head(schema) if tick_layout.has_fixed_layout(schema) else b""
 
 
 def most_bytes(schema: m.Schema) -> int:
     """The longest tick that a generated writer of a schema writes, in bytes."""
-    if wire.has_fixed_layout(schema):
-        return len(wire.head(schema)) + wire.fixed_values_bytes(schema)
+    if tick_layout.has_fixed_layout(schema):
+        return len(tick_layout.head(schema)) + tick_layout.fixed_values_bytes(schema)
     return MAX_TEXT_TICK_BYTES
 
 
@@ -111,16 +111,16 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
 
     A writer of ticks without text is given an offset behind a head that is there already.  It
     writes time stamp and values, and behind them the head of the next tick: the byte that says that
-    this one is whole (`wire.committed_end`) comes last.  Where there is text it is given an offset
-    at which nothing is, and writes the first byte last: copies are made in no certain order, and
-    there may be some kilobytes.
+    this one is whole (`tick_layout.committed_end`) comes last.  Where there is text it is given an
+    offset at which nothing is, and writes the first byte last: copies are made in no certain order,
+    and there may be some kilobytes.
 
     Args:
         schema: of the ticks.
         direct: of `Described`.
         extra_clocks: keys that the clock has besides the schema's.
     """
-    write = _writes_fixed if wire.has_fixed_layout(schema) else _writes_text
+    write = _writes_fixed if tick_layout.has_fixed_layout(schema) else _writes_text
     fetches, guards, packed = _looks(schema, direct, extra_clocks)
     return "\n".join(
         [
@@ -159,7 +159,7 @@ def _looks(
     schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """Lines that fetch the values, what must be true of them, and what is packed for each."""
-    is_fixed = wire.has_fixed_layout(schema)
+    is_fixed = tick_layout.has_fixed_layout(schema)
     # Looked at before anything is fetched: asking may change other mappings, such as defaultdict.
     fetches = [
         "if not type(clock_tick) is type(stats_tick) is dict:",
@@ -200,7 +200,7 @@ def _plain(i: int, known: type) -> str:
 
 
 def _writes_fixed(schema: m.Schema, packed: Sequence[str]) -> list[str]:
-    arguments = ", ".join(["now()", *packed, repr(wire.head(schema))])
+    arguments = ", ".join(["now()", *packed, repr(tick_layout.head(schema))])
     return [
         f"pack(buffer, at, {arguments})",
         f"give(at + {writer_struct(schema).size})",
@@ -208,7 +208,7 @@ def _writes_fixed(schema: m.Schema, packed: Sequence[str]) -> list[str]:
 
 
 def _writes_text(schema: m.Schema, packed: Sequence[str]) -> list[str]:
-    head = wire.head(schema)
+    head = tick_layout.head(schema)
     items = 1 + len(packed)
     # What `pack` puts before the first value, and the mark of a float before the time stamp, which
     # the head of a tick has already.
@@ -219,7 +219,7 @@ def _writes_text(schema: m.Schema, packed: Sequence[str]) -> list[str]:
         f"if end - at > {MAX_TEXT_TICK_BYTES} or end >= len(buffer):",
         "    raise KeyError",
         "buffer[at + 1 : end] = rest",
-        f"buffer[end] = {wire.COMMITTED}",
+        f"buffer[end] = {tick_layout.COMMITTED}",
         f"buffer[at] = {head[0]}",
         "give(end)",
     ]
@@ -234,7 +234,7 @@ def compile_writer(
     """
     namespace: dict[str, Any] = {}
     exec(compile(writer_source(schema, direct, extra_clocks), "<tick writer>", "exec"), namespace)
-    if wire.has_fixed_layout(schema):
+    if tick_layout.has_fixed_layout(schema):
         pack: Callable[..., Any] = writer_struct(schema).pack_into
     else:
         pack = msgpack.Packer(use_bin_type=True).pack

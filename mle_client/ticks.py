@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mle_client import device_values, wire
+from mle_client import device_values, tick_layout
 from mle_client import messages as m
 from mle_client.device_values import Pending
 from mle_client.layout import OWN_CLOCKS
@@ -78,7 +78,7 @@ class Described:
         """Bytes that the values take, at least."""
         fields = (*self.clock, *self.stats)
         texts = (len(value) for value in self.values if isinstance(value, str))
-        fixed = (wire.value_bytes(field.kind) for field in fields if field.kind != m.TEXT)
+        fixed = (tick_layout.value_bytes(field.kind) for field in fields if field.kind != m.TEXT)
         return sum(texts) + sum(fixed)
 
 
@@ -121,7 +121,7 @@ def describe(
     if len(values) > m.MAX_KEYS:
         raise ValueError(f"a tick with {len(values)} keys; {m.MAX_KEYS} is the most one may have")
     kinds = (field.kind for found in fields.values() for field in found)
-    if sum(wire.extent_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:
+    if sum(tick_layout.extent_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:
         raise ValueError(
             f"a tick's arrays exceed {m.MAX_TICK_BYTES} bytes: store such arrays as extra objects"
         )

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import zmq
 
-from mle_client import addresses, descriptors, discovery, wire
+from mle_client import addresses, descriptors, discovery, message_wire
 from mle_client import messages as m
 from mle_client.discovery import Target
 from mle_client.endpoint import (
@@ -342,7 +342,9 @@ class Transport:
         if link is not None and handshake is not None and (problem := handshake.problem()):
             raise DaemonUnavailable(link.address, problem)
         while self._link is not None and self._link.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            self._answered(self._link, wire.decode(self._link.socket.recv_multipart(zmq.NOBLOCK)))
+            self._answered(
+                self._link, message_wire.decode(self._link.socket.recv_multipart(zmq.NOBLOCK))
+            )
 
     def _wait(self, wait_s: float) -> None:
         """Wait to be woken; for the daemon's answers only where somebody waits for one.
@@ -547,7 +549,7 @@ class Transport:
                 room = session.may_send(link.welcome.window)
                 if len(payload) > room and session.sent > session.acked:
                     break
-                header = wire.data_header(channel.id, position)
+                header = message_wire.data_header(channel.id, position)
                 # Copied: a memcpy of a few hundred KB is cheaper than to keep a segment from being
                 # recycled until ZeroMQ says that it has let go (docs/decisions).
                 link.socket.send_multipart([header, payload], zmq.NOBLOCK, copy=True)
@@ -577,7 +579,7 @@ class Transport:
     def _send(self, link: _Link, message: m.Request) -> bool:
         """Send a message.  Returns: False where the socket's queue is full, as of many loggers."""
         try:
-            link.socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
+            link.socket.send_multipart(message_wire.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True

@@ -1,4 +1,4 @@
-"""Records and messages as bytes, and back.  Wire protocol version 1.
+"""Records of a stream as bytes, and back.  Wire protocol version 1.
 
 Pure.  Everything is msgpack, so that any msgpack decoder can read every frame
 (`docs/wire-protocol.md` has the tables).
@@ -23,18 +23,15 @@ of such ticks is a numpy structured array as it lies there, and one `struct.pack
     each value        int 64 | float 64 | one byte 00 or 01 (bool) | the items of an array
 
 A tick with text begins with dc nnnn ce iiiiiiii cb, an array 16 with the schema's number and the
-time stamp as a float 64; general msgpack values follow.
-
-Messages are one or two frames: a msgpack array that begins with the message's number, and for
-`Data` the payload.
+time stamp as a float 64; general msgpack values follow.  `tick_layout` has the heads of both, and
+`message_wire` the messages in which pieces of streams travel.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -43,153 +40,24 @@ import numpy as np
 import numpy.typing as npt
 
 from mle_client import messages as m
+from mle_client import packing
 from mle_client.errors import ProtocolError
+from mle_client.tick_layout import (
+    FIXED_MARK,
+    TEXT_HEAD_BYTES,
+    TEXT_MARK,
+    FixedLayout,
+    extent_bytes,
+    fixed_layout,
+    has_fixed_layout,
+    head,
+    value_bytes,
+)
 
-# The byte behind a record in a ring that no other follows yet: nil, which begins no record.
-COMMITTED: Final = 0xC0
-_TEXT_HEAD_BYTES: Final = 9  # dc nnnn ce iiiiiiii cb
-_TEXT_MARK: Final = 0xDC
-_FIXED_MARK: Final = 0x92
-_NUMBER_MARK: Final = 0xCE
-_SHORT_BIN, _LONG_BIN = 0xC4, 0xC6
-_SHORT_HEAD_BYTES: Final = 8  # 92 ce iiiiiiii c4 nn
-_LONG_HEAD_BYTES: Final = 11
-_FIRST_FEED_BYTES: Final = 1024  # of a record; most are shorter
 _FIRST_RUN_GUESS: Final = 256  # ticks looked at before assuming that a batch is of one schema
 
 Array: TypeAlias = npt.NDArray[Any]
 Column: TypeAlias = "Array | list[str]"
-
-
-# --- the fixed layout -----------------------------------------------------------------------------
-def has_fixed_layout(schema: m.Schema) -> bool:
-    """Whether every tick of the schema has the same length and the same first bytes."""
-    return all(field.kind.code != "str" for field in schema.fields)
-
-
-def head(schema: m.Schema) -> bytes:
-    """The constant bytes at the beginning of every tick of a schema."""
-    if not has_fixed_layout(schema):
-        return struct.pack(">BHBIB", _TEXT_MARK, 2 + len(schema.fields), 0xCE, schema.number, 0xCB)
-    length = fixed_values_bytes(schema)
-    short = length <= 0xFF
-    number = struct.pack(">BBI", _FIXED_MARK, _NUMBER_MARK, schema.number)
-    return number + struct.pack(
-        ">BB" if short else ">BI", _SHORT_BIN if short else _LONG_BIN, length
-    )
-
-
-def fixed_values_bytes(schema: m.Schema) -> int:
-    """Length of the time stamp and the values of a tick of fixed layout, in bytes."""
-    return 8 + sum(value_bytes(field.kind) for field in schema.fields)
-
-
-def value_bytes(kind: m.Kind) -> int:
-    """Length of a value in a tick of fixed layout, in bytes."""
-    return np.dtype(kind.code).itemsize * math.prod(kind.shape)
-
-
-def extent_bytes(kind: m.Kind) -> int:
-    """What an array would take if no length of its shape were 0: numpy bounds that, too."""
-    return np.dtype(kind.code).itemsize * math.prod(max(1, length) for length in kind.shape)
-
-
-@dataclass(frozen=True)
-class FixedLayout:
-    """How a fixed-layout tick lies in memory.
-
-    Args:
-        head: its first bytes.
-        dtype: of one tick; fields "head", "t" and "v0", "v1", …
-        bools: names of the fields that hold bools, each of which must be 0 or 1.
-    """
-
-    head: bytes
-    dtype: np.dtype[Any]
-    bools: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of one tick."""
-        return self.dtype.itemsize
-
-    def count_valid(self, data: memoryview, at: int, most: int) -> int:
-        """How many ticks of this layout lie one after another from `at` on; `most` at the most."""
-        ticks = np.frombuffer(data, self.dtype, most, at)
-        good = ticks["head"] == np.frombuffer(self.head, self.dtype["head"])[0]
-        for name in self.bools:
-            good &= ticks[name] <= 1
-        return most if good.all() else int(good.argmin())
-
-
-def fixed_layout(schema: m.Schema) -> FixedLayout:
-    """The layout of a schema for which `has_fixed_layout` holds."""
-    first = head(schema)
-    # A head of 8 bytes compares as one number; a longer one is rare.
-    parts: list[tuple[str, Any]] = [("head", "<u8" if len(first) == 8 else f"S{len(first)}")]
-    parts.append(("t", "<f8"))
-    bools = []
-    for i, field in enumerate(schema.fields):
-        if field.kind == m.BOOL:
-            bools.append(f"v{i}")
-            parts.append((f"v{i}", "u1"))
-        elif field.kind in (m.INT, m.FLOAT):
-            parts.append((f"v{i}", "<" + field.kind.code))
-        else:
-            parts.append((f"v{i}", (field.kind.code, field.kind.shape)))
-    return FixedLayout(first, np.dtype(parts), tuple(bools))
-
-
-def committed_end(data: bytes | memoryview) -> int:
-    """Where the whole records in a segment of a ring end.
-
-    A writer puts a byte that is not zero behind each record it has finished, and nothing but zeros
-    lies behind that; so what a killed process was about to write is told from what it wrote.
-
-    Args:
-        data: records from the first on, followed by the bytes behind them.
-
-    Returns:
-        The offset behind the last record that was finished.
-    """
-    view = memoryview(data)
-    at = 0
-    while True:
-        length = _record_bytes(view, at)
-        if length == 0 or at + length >= len(view) or view[at + length] == 0:
-            return at
-        at += _alike(view, at, length)
-
-
-def _alike(view: memoryview, at: int, length: int) -> int:
-    """Bytes of the finished records from `at` on that begin like the first; one at least."""
-    if (
-        bytes(view[at : at + 2]) != bytes((_FIXED_MARK, _NUMBER_MARK))
-        or (most := (len(view) - at) // length) < 2
-    ):
-        return length
-    rows = np.frombuffer(view, np.uint8, most * length, at).reshape(most, length)
-    same = (rows[:, :_SHORT_HEAD_BYTES] == rows[0, :_SHORT_HEAD_BYTES]).all(axis=1)
-    count = most if same.all() else int(same.argmin())
-    return max(1, count - 1) * length  # the last of them is looked at on its own
-
-
-def _record_bytes(view: memoryview, at: int) -> int:
-    """The length of the record at an offset; 0 where there is none, or no whole one."""
-    start = bytes(view[at : at + _LONG_HEAD_BYTES])
-    if not start or start[0] == 0:
-        return 0
-    if start[:2] == bytes((_FIXED_MARK, _NUMBER_MARK)):
-        if len(start) < _LONG_HEAD_BYTES:
-            return 0
-        if start[6] == _SHORT_BIN:
-            return _SHORT_HEAD_BYTES + start[7]
-        return _LONG_HEAD_BYTES + int.from_bytes(start[7:], "big")
-    try:
-        _, end = _unpack_prefix(view, at)
-    except ProtocolError:
-        return 0
-    return end - at
 
 
 # --- blocks: ticks of one schema, one after another -----------------------------------------------
@@ -264,7 +132,7 @@ def encode_record(record: PlainRecord) -> bytes:
             body = ["gap", record.ticks, record.reason]
         case m.End():
             body = ["end"]
-    return _pack(body)
+    return packing.pack(body)
 
 
 def encode_text_tick(schema: m.Schema, seconds: float, values: Iterable[Any]) -> bytes:
@@ -311,10 +179,10 @@ class StreamDecoder:
 
     def _next(self, data: memoryview, at: int, known: Mapping[int, m.Schema]) -> tuple[int, Record]:
         """The record at `at` (of ticks: as many as are alike) and where the next begins."""
-        number_at = {_FIXED_MARK: 2, _TEXT_MARK: 4}.get(data[at])
+        number_at = {FIXED_MARK: 2, TEXT_MARK: 4}.get(data[at])
         marked = number_at is not None and bytes(data[at + number_at - 1 :][:1]) == b"\xce"
         if number_at is None or not marked:
-            body, end = _unpack_prefix(data, at)
+            body, end = packing.unpack_prefix(data, at)
             return end, _record(body)
         schema = known.get(int.from_bytes(data[at + number_at :][:4], "big"))
         if schema is None:
@@ -350,8 +218,8 @@ class StreamDecoder:
     def _text_ticks(self, data: memoryview, at: int, schema: m.Schema) -> tuple[int, Block]:
         first = head(schema)
         rows: list[list[Any]] = []
-        while bytes(data[at : at + _TEXT_HEAD_BYTES]) == first:
-            row, at = _unpack_prefix(data, at)
+        while bytes(data[at : at + TEXT_HEAD_BYTES]) == first:
+            row, at = packing.unpack_prefix(data, at)
             rows.append(row[1:])
         if not rows:
             raise ProtocolError("a tick is not laid out as its schema says")
@@ -408,9 +276,9 @@ def _record(body: Any) -> Record:
                 return _schema(number, clock, stats)
             case ["artifact", int(number), str(kind), str(name), dict(facts)]:
                 return _artifact(number, kind, name, facts)
-            case ["histograms", float(seconds), int(step), dict(tags)] if _is_int64(step):
+            case ["histograms", float(seconds), int(step), dict(tags)] if packing.is_int64(step):
                 return m.Histograms(seconds, step, _plain(tags, m.MAX_PLAIN_BYTES))
-            case ["gap", int(ticks), str(reason)] if _is_count(ticks):
+            case ["gap", int(ticks), str(reason)] if packing.is_count(ticks):
                 return m.Gap(ticks, reason)
             case ["end"]:
                 return m.End()
@@ -434,7 +302,7 @@ def _schema(number: int, clock: list[Any], stats: list[Any]) -> m.Schema:
 
 
 def _artifact(number: int, kind: str, name: str, facts: dict[Any, Any]) -> m.Artifact:
-    if not _is_count(number) or number == 0 or kind not in m.ARTIFACT_KINDS:
+    if not packing.is_count(number) or number == 0 or kind not in m.ARTIFACT_KINDS:
         raise ProtocolError("an artifact's number or kind is out of bounds")
     if len(name.encode()) > m.MAX_NAME_BYTES or bool(name) != (kind in ("figure", "extra")):
         raise ProtocolError("an artifact's name is too long, missing or not wanted")
@@ -445,7 +313,7 @@ def _plain(value: dict[Any, Any], most_bytes: int) -> dict[str, Any]:
     """A map of plain values whose keys are strings and which is not too large."""
     if not all(type(key) is str for key in value):
         raise ProtocolError("a record's map has keys that are no strings")
-    if (size := len(_pack([value]))) > most_bytes:
+    if (size := len(packing.pack([value]))) > most_bytes:
         raise ProtocolError(f"a record's map has {size} bytes; {most_bytes} is the bound")
     return value
 
@@ -495,7 +363,7 @@ def _run(fields: dict[Any, Any]) -> m.Run:
             raise ProtocolError(f"a run's {name} is of the wrong type")
     if len(fields["run_id"]) != 16 or len(fields["config_file"]) > m.MAX_CONFIG_BYTES:
         raise ProtocolError("a run's id or configuration has the wrong size")
-    if fields["num_seeds"] is not None and not _is_int64(fields["num_seeds"]):
+    if fields["num_seeds"] is not None and not packing.is_int64(fields["num_seeds"]):
         raise ProtocolError("a run's num_seeds is out of bounds")
     for name in _RUN_NAMES:
         if len(fields[name].encode()) > m.MAX_NAME_BYTES:
@@ -503,7 +371,7 @@ def _run(fields: dict[Any, Any]) -> m.Run:
     for name in ("policy", "wandb"):
         _plain(fields[name], m.MAX_PLAIN_BYTES)
     # Packed again, for a daemon's journal is to hold it; and what is passed over does not count.
-    if (size := len(_pack([{name: fields[name] for name in names}]))) > m.MAX_RUN_BYTES:
+    if (size := len(packing.pack([{name: fields[name] for name in names}]))) > m.MAX_RUN_BYTES:
         raise ProtocolError(f"a run's record has {size} bytes; {m.MAX_RUN_BYTES} is the bound")
     return m.Run(**{**{name: fields[name] for name in names}, "process": unpack_process(fields)})
 
@@ -511,219 +379,10 @@ def _run(fields: dict[Any, Any]) -> m.Run:
 def unpack_process(fields: Mapping[Any, Any]) -> m.Process:
     """The process of a run, from its unpacked fields.  Raises: ProtocolError: it is none."""
     pid, *texts = fields["process"]
-    if len(texts) != 3 or not _is_count(pid) or not all(map(_is_name, texts)):
+    if len(texts) != 3 or not packing.is_count(pid) or not all(map(packing.is_name, texts)):
         raise ProtocolError("a run's process is of the wrong type")
     return m.Process(pid, *texts)
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-# --- messages -------------------------------------------------------------------------------------
-# The number is the message's place in this list, from 1 on: append, never reorder.
-_REQUESTS: Final = (m.Hello, m.Data, m.Save, m.Flush, m.Publish, m.AskStatus, m.Stop)
-_REPLIES: Final = (
-    m.Welcome, m.Ack, m.Expect, m.Refused, m.Notice, m.Done, m.Status, m.Leaving, m.Renamed,
-    m.Stored,
-)  # fmt: skip
-_FIRST_REPLY: Final = 65
-_TYPES: Final[dict[int, type[Any]]] = {
-    **dict(enumerate(_REQUESTS, 1)),
-    **dict(enumerate(_REPLIES, _FIRST_REPLY)),
-}
-_NUMBERS: Final[dict[type[Any], int]] = {kind: number for number, kind in _TYPES.items()}
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is bytes and len(value) == 16
-
-
-def _is_id_or_empty(value: object) -> bool:
-    return value == b"" or _is_id(value)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_int64(value: object) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _is_text(value: object) -> bool:
-    return type(value) is str
-
-
-def _is_name(value: object) -> bool:
-    return type(value) is str and len(value.encode()) <= m.MAX_NAME_BYTES
-
-
-def _is_report(value: object) -> bool:
-    return type(value) is dict
-
-
-_CHECKS: Final[dict[type[Any], tuple[Callable[[object], bool], ...]]] = {
-    m.Hello: (_is_count, _is_count, _is_text),
-    m.Data: (_is_id, _is_count),
-    m.Save: (_is_id,),
-    m.Flush: (_is_count, _is_id, _is_count),
-    m.Publish: (_is_count, _is_text),
-    m.AskStatus: (_is_count,),
-    m.Stop: (_is_count,),
-    m.Welcome: (_is_count, _is_text, _is_text, _is_count, _is_text),
-    m.Ack: (_is_id, _is_count, _is_count, _is_count),
-    m.Expect: (_is_id, _is_count),
-    m.Refused: (_is_id_or_empty, _is_text),
-    m.Notice: (_is_id_or_empty, _is_text),
-    m.Done: (_is_count, _is_text),
-    m.Status: (_is_count, _is_report),
-    m.Leaving: (),
-    m.Renamed: (_is_id, _is_text),
-    m.Stored: (_is_id, _is_count, _is_text),
-}
-
-
-def encode(message: m.Message) -> list[bytes]:
-    """A message as the frames of one multipart message."""
-    if isinstance(message, m.Data):
-        return [data_header(message.producer, message.position), message.payload]
-    values = [getattr(message, field.name) for field in dataclasses.fields(message)]
-    if isinstance(message, m.Refused | m.Notice | m.Done | m.Stored):
-        values[-1] = _cut(values[-1])
-    return [_pack([_NUMBERS[type(message)], *values])]
-
-
-def _cut(reason: str) -> str:
-    """A reason that is not longer than it may be: what a client sent may be in it."""
-    encoded = reason.encode("utf-8", "replace")[: m.MAX_REASON_BYTES]
-    return encoded.decode("utf-8", "ignore")
-
-
-def data_header(producer: m.ProducerId, position: int) -> bytes:
-    """The first frame of a `Data` message, whose second is the payload."""
-    return _pack([_NUMBERS[m.Data], producer, position])
-
-
-def decode_request(frames: Sequence[bytes]) -> m.Request:
-    """What a client sends.
-
-    Raises:
-        ProtocolError: it is no message of this protocol, too large, or one that a daemon sends.
-    """
-    if frames and len(frames[0]) > m.MAX_REQUEST_BYTES:
-        raise ProtocolError(
-            f"a request of {len(frames[0])} bytes; {m.MAX_REQUEST_BYTES} is the most"
-        )
-    message = decode(frames)
-    if not isinstance(message, _REQUESTS):
-        raise ProtocolError(f"a client may not send a {type(message).__name__} message")
-    return message
-
-
-def decode(frames: Sequence[bytes]) -> m.Message:
-    """The message of some frames.
-
-    Raises:
-        ProtocolError: they are no message of this protocol.
-    """
-    if not frames or any(len(frame) > m.MAX_FRAME_BYTES for frame in frames):
-        raise ProtocolError("a message is empty or larger than this protocol allows")
-    body, end = _unpack_prefix(memoryview(frames[0]), 0)
-    kind = _TYPES.get(body[0]) if body and type(body[0]) is int else None
-    if kind is None or end != len(frames[0]):
-        raise ProtocolError("bytes that are no message of this protocol")
-    checks = _CHECKS[kind]
-    values = body[1:]
-    if len(values) != len(checks) or not all(
-        check(value) for check, value in zip(checks, values, strict=True)
-    ):
-        raise ProtocolError(f"a {kind.__name__} message is malformed")
-    extra = 2 if kind is m.Data else 1
-    if len(frames) != extra:
-        raise ProtocolError(f"a {kind.__name__} message has {extra} frames, not {len(frames)}")
-    return kind(*values, frames[1]) if kind is m.Data else kind(*values)  # type: ignore[no-any-return]  # kind is a member of Message
-
-
-def split_record(record: bytes | memoryview) -> tuple[list[Any], bytes]:
-    """The first array of a journal record, and what follows it.
-
-    Raises:
-        ProtocolError: it does not begin with a whole msgpack array.
-    """
-    # A daemon's state has as many items as it has runs; nobody else writes there.
-    body, end = _unpack_prefix(memoryview(record), 0, most_items=None)
-    return body, bytes(record[end:])
-
-
-# --- msgpack --------------------------------------------------------------------------------------
-def _pack(body: list[Any]) -> bytes:
-    packed: bytes = msgpack.packb(body, use_bin_type=True)
-    return packed
-
-
-class _Items:
-    """Counts the values in lists and maps while they are unpacked, and stops at a bound."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-
-    def counted(self, container: Any) -> Any:
-        """A list or map that was unpacked.  Raises: ProtocolError: it is one too many."""
-        self._left -= 1 + len(container)
-        if self._left < 0:
-            raise ProtocolError(f"a record or message of more than {m.MAX_ITEMS} values")
-        return container
-
-
-def _no_extension(code: int, data: bytes) -> Any:
-    raise ProtocolError("an extension type, which this protocol has not")
-
-
-def _unpack_prefix(
-    data: memoryview, at: int, *, most_items: int | None = m.MAX_ITEMS
-) -> tuple[list[Any], int]:
-    """The msgpack array at `at` and where it ends.
-
-    The unpacker copies what it is fed, so it gets a little at first and more only if that was not
-    enough: the cost follows the record's length, whatever lies behind it.
-
-    Args:
-        most_items: values in all lists and maps; None for as many as there are.
-    """
-    length = _FIRST_FEED_BYTES
-    limits: dict[str, Any] = {}
-    while True:
-        fed = data[at : at + length]
-        if most_items is not None and len(fed) > most_items:  # else there cannot be so many
-            count = _Items(most_items).counted
-            limits = {
-                "max_array_len": most_items, "max_map_len": most_items,
-                "list_hook": count, "object_hook": count,
-            }  # fmt: skip
-        unpacker = msgpack.Unpacker(
-            raw=False,
-            strict_map_key=False,
-            max_buffer_size=max(len(fed), 1),
-            max_ext_len=0,
-            ext_hook=_no_extension,
-            **limits,
-        )
-        try:
-            unpacker.feed(fed)
-            body = unpacker.unpack()
-            break
-        except msgpack.OutOfData as error:
-            if at + length >= len(data):
-                raise ProtocolError("a record is cut short") from error
-            length *= 8
-        except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as error:
-            if at + length < len(data) and isinstance(error, ValueError):
-                length *= 8  # a length that exceeds what was fed is refused as "too long"
-                continue
-            raise ProtocolError(f"bytes that are not msgpack: {error}") from error
-    if not isinstance(body, list):
-        raise ProtocolError("a msgpack value where an array should be")
-    return body, at + unpacker.tell()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from mle_client import layout, wire
+from mle_client import layout, message_wire
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_daemon import events as e
@@ -84,7 +84,7 @@ class Intake:
         stream.stage(piece)
         self._registry.streams[data.producer] = stream
         self.staged.append((client, piece))
-        self._out.append(wire.data_header(data.producer, piece.position), piece.payload)
+        self._out.append(message_wire.data_header(data.producer, piece.position), piece.payload)
 
     def replay(self, segment: int, data: m.Data, now: float) -> None:
         """Count on what is new in a piece that the journal has from an earlier process."""

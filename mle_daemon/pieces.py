@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mle_client import wire
+from mle_client import tick_layout, wire
 from mle_client.messages import Kind, Schema
 from mle_daemon.values import Array, encode_texts
 
@@ -156,7 +156,7 @@ def _bytes_of(block: wire.Block) -> int:
         if field.kind.code == "str":
             total += _OBJECT_BYTES * len(values) + sum(map(len, values))
         else:
-            total += wire.value_bytes(field.kind) * len(values)
+            total += tick_layout.value_bytes(field.kind) * len(values)
     return total
 
 

@@ -7,8 +7,8 @@ taken.  Where the journal is damaged it goes on behind the damage and says what 
 
 from __future__ import annotations
 
+from mle_client import message_wire, packing
 from mle_client import messages as m
-from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_daemon import state
 from mle_daemon.artifact_flow import ArtifactFlow
@@ -51,14 +51,14 @@ class Replay:
     def take(self, segment: int, record: bytes, now: float) -> None:
         """Take in a record.  Args: segment: number of the journal segment that it is in."""
         try:
-            body, payload = wire.split_record(record)
+            body, payload = packing.split_record(record)
             if body[:1] == [state.NAME]:
                 self._restore(state.decode(body), now)
                 return
             if body[:1] == [state.SETTLED_NAME]:
                 self._artifacts.replayed(*state.decode_settled(body))
                 return
-            message = wire.decode([record[: len(record) - len(payload)], payload])
+            message = message_wire.decode([record[: len(record) - len(payload)], payload])
         except ProtocolError as error:
             self._out.log("error", f"a journal record is passed over: {error}")
             return

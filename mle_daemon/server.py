@@ -12,8 +12,8 @@ from typing import Final
 
 import zmq
 
+from mle_client import message_wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_client.keys import ServerKeys
 from mle_daemon.connection_limit import ConnectionLimit
@@ -102,7 +102,7 @@ class Server:
                 if len(frames) < _FRAMES_KEPT:
                     frames.append(frame)
             try:
-                good.append((client, wire.decode_request(frames)))
+                good.append((client, message_wire.decode_request(frames)))
             except ProtocolError as error:
                 bad.append((client, str(error)))
         return good, bad
@@ -110,7 +110,7 @@ class Server:
     def send(self, client: Client, message: m.Reply) -> None:
         """Send a message; one that cannot be delivered is dropped, for the client asks again."""
         with contextlib.suppress(zmq.ZMQError):
-            self._socket.send_multipart([client, *wire.encode(message)], zmq.NOBLOCK)
+            self._socket.send_multipart([client, *message_wire.encode(message)], zmq.NOBLOCK)
 
     def close(self) -> None:
         """Close the socket once what was sent is on its way, one second at most."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import zmq
 
+from mle_client import message_wire
 from mle_client import messages as m
-from mle_client import wire
 
 Script = Callable[[m.Message], list[Any]]
 
@@ -35,9 +35,9 @@ class FakeDaemon:
                 if not socket.poll(5):
                     continue
                 client, *frames = socket.recv_multipart()
-                self.asked.append(wire.decode(frames))
+                self.asked.append(message_wire.decode(frames))
                 for answer in self._script(self.asked[-1]):
-                    encoded = [answer] if isinstance(answer, bytes) else wire.encode(answer)
+                    encoded = [answer] if isinstance(answer, bytes) else message_wire.encode(answer)
                     socket.send_multipart([client, *encoded])
 
     def close(self) -> None:

@@ -141,20 +141,20 @@ PROTECTIONS: Final = (
     Protection(
         "arrays bounded where a length is 0 (client)",
         "mle_client/ticks.py",
-        "    if sum(wire.extent_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:",
-        "    if sum(wire.value_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:",
+        "    if sum(tick_layout.extent_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:",
+        "    if sum(tick_layout.value_bytes(kind) for kind in kinds if kind.shape) > m.MAX_TICK_BYTES:",
         "tests/unit/client/test_ticks.py",
     ),
     Protection(
         "items of a record are counted",
-        "mle_client/wire.py",
+        "mle_client/packing.py",
         "        if most_items is not None and len(fed) > most_items:",
         "        if False:",
         "tests/unit/client/test_wire_bounds.py::test_few_bytes_do_not_become_much_memory",
     ),
     Protection(
         "no extension type of msgpack is taken",
-        "mle_client/wire.py",
+        "mle_client/packing.py",
         '    raise ProtocolError("an extension type, which this protocol has not")',
         "    return code",
         "tests/unit/client/test_wire_bounds.py::test_no_extension_type_is_valid",
@@ -162,7 +162,7 @@ PROTECTIONS: Final = (
     Protection(
         "a gap's count is bounded",
         "mle_client/wire.py",
-        '            case ["gap", int(ticks), str(reason)] if _is_count(ticks):',
+        '            case ["gap", int(ticks), str(reason)] if packing.is_count(ticks):',
         '            case ["gap", int(ticks), str(reason)] if ticks >= 0:',
         "tests/unit/client/test_wire_bounds.py::test_counts_are_what_everybody_can_hold",
     ),
@@ -190,7 +190,7 @@ PROTECTIONS: Final = (
     Protection(
         "a run's record is bounded (daemon)",
         "mle_client/wire.py",
-        "    if (size := len(_pack([{name: fields[name] for name in names}]))) > m.MAX_RUN_BYTES:",
+        "    if (size := len(packing.pack([{name: fields[name] for name in names}]))) > m.MAX_RUN_BYTES:",
         "    if (size := 0) > m.MAX_RUN_BYTES:",
         "tests/unit/client/test_wire_bounds.py::test_what_is_too_large_of_a_run_is_said",
     ),
@@ -217,14 +217,14 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a request is bounded",
-        "mle_client/wire.py",
+        "mle_client/message_wire.py",
         "    if frames and len(frames[0]) > m.MAX_REQUEST_BYTES:",
         "    if False:",
         "tests/unit/daemon/test_server.py::test_a_request_that_is_too_long_is_refused_before_it_is_looked_at",
     ),
     Protection(
         "what a daemon says is cut",
-        "mle_client/wire.py",
+        "mle_client/message_wire.py",
         "        values[-1] = _cut(values[-1])",
         "        values[-1] = values[-1]",
         "tests/unit/client/test_wire_bounds.py::test_what_a_daemon_says_is_cut",
@@ -483,7 +483,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "items are counted where they are nested",
-        "mle_client/wire.py",
+        "mle_client/packing.py",
         '                "list_hook": count, "object_hook": count,\n',
         "",
         "tests/unit/client/test_wire_bounds.py::test_few_bytes_do_not_become_much_memory",
@@ -778,8 +778,8 @@ PROTECTIONS: Final = (
     Protection(
         "the first byte of a tick with text is written last",
         "mle_client/tick_writers.py",
-        '        "buffer[at + 1 : end] = rest",\n        f"buffer[end] = {wire.COMMITTED}",\n        f"buffer[at] = {head[0]}",\n',
-        '        f"buffer[at] = {head[0]}",\n        "buffer[at + 1 : end] = rest",\n        f"buffer[end] = {wire.COMMITTED}",\n',
+        '        "buffer[at + 1 : end] = rest",\n        f"buffer[end] = {tick_layout.COMMITTED}",\n        f"buffer[at] = {head[0]}",\n',
+        '        f"buffer[at] = {head[0]}",\n        "buffer[at + 1 : end] = rest",\n        f"buffer[end] = {tick_layout.COMMITTED}",\n',
         "tests/unit/client/test_tick_writers.py -k whenever_its_process_is_killed",
     ),
     Protection(

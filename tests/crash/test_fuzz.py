@@ -21,7 +21,7 @@ import psutil
 import pytest
 import zmq
 
-from mle_client import MLELogger, load_log, wire
+from mle_client import MLELogger, load_log, message_wire
 from mle_client import messages as m
 from tests.daemon_rig import Trainer, make_run
 from tests.integration import daemons
@@ -59,25 +59,25 @@ class Neighbour:
         trainer = Trainer("waits", run)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.connect(self.endpoint)
-            socket.send_multipart(wire.encode(m.Hello(m.PROTOCOL_VERSION, 1, "here")))
+            socket.send_multipart(message_wire.encode(m.Hello(m.PROTOCOL_VERSION, 1, "here")))
             while not self._stop.wait(0.01):
                 sent = trainer.head if self.ticks else 0
                 trainer.log(self.ticks)
                 self.ticks += 1
                 began = time.monotonic()
-                socket.send_multipart(wire.encode(trainer.data(sent)))
+                socket.send_multipart(message_wire.encode(trainer.data(sent)))
                 if not self._is_acknowledged(socket, trainer.head):
                     self.problem = f"no acknowledgement of tick {self.ticks}"
                     return
                 self.waits.append(time.monotonic() - began)
-            socket.send_multipart(wire.encode(trainer.data(trainer.end().edges[-2])))
+            socket.send_multipart(message_wire.encode(trainer.data(trainer.end().edges[-2])))
             self._is_acknowledged(socket, trainer.head)
 
     def _is_acknowledged(self, socket: Any, position: int) -> bool:
         deadline = time.monotonic() + _SLOWEST_ACK_S
         while (left := deadline - time.monotonic()) > 0:
             if socket.poll(left * 1000):
-                message = wire.decode(socket.recv_multipart())
+                message = message_wire.decode(socket.recv_multipart())
                 if isinstance(message, m.Ack) and message.position >= position:
                     return True
         return False

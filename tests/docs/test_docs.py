@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mle_client import control, discovery, layout, ring, tick_writers, ticks, wire
+from mle_client import (
+    control,
+    discovery,
+    layout,
+    message_wire,
+    packing,
+    ring,
+    tick_writers,
+    ticks,
+    wire,
+)
 from mle_client import messages as m
 from mle_client.errors import MLEError
 from mle_daemon import events, limits
@@ -328,11 +338,11 @@ def test_the_picture_is_sound_and_numbers_the_steps_of_the_road() -> None:
 
 # --- wire protocol --------------------------------------------------------------------------------
 CHECKS: dict[Callable[[object], bool], str] = {
-    wire._is_count: "count",
-    wire._is_id: "id",
-    wire._is_id_or_empty: "id or empty",
-    wire._is_text: "text",
-    wire._is_report: "map",
+    packing.is_count: "count",
+    packing.is_id: "id",
+    packing.is_id_or_empty: "id or empty",
+    packing.is_text: "text",
+    packing.is_report: "map",
 }
 
 
@@ -348,9 +358,9 @@ def test_the_protocol_page_has_every_message_with_its_number_and_fields() -> Non
             described[int(number)] = (name.strip("`"), re.findall(r"`(\w+)` ([a-z ]+)", fields))
 
     expected = {}
-    for code, kind in wire._TYPES.items():
+    for code, kind in message_wire._TYPES.items():
         names = [field.name for field in dataclasses.fields(kind) if field.name != "payload"]
-        types = [CHECKS[check] for check in wire._CHECKS[kind]]
+        types = [CHECKS[check] for check in message_wire._CHECKS[kind]]
         expected[code] = (kind.__name__, list(zip(names, types, strict=True)))
     assert described == expected
 

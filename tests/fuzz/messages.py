@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgpack
 
 from mle_client import artifact_wire as aw
+from mle_client import message_wire, tick_writers, wire
 from mle_client import messages as m
-from mle_client import tick_writers, wire
 from tests.daemon_rig import ROOT, make_run
 from tests.fuzz.choices import Choices
 
@@ -84,7 +84,7 @@ ARTIFACT_MESSAGES: Final[tuple[aw.Message, ...]] = (
 def frames(choices: Choices, replies: bool = True) -> list[bytes]:
     """The frames of a message of the first socket, mostly of one that is not quite right."""
     message = choices.pick((*REQUESTS, *REPLIES) if replies else REQUESTS)
-    return _changed_frames(choices, wire.encode(message))
+    return _changed_frames(choices, message_wire.encode(message))
 
 
 def artifact_frames(choices: Choices) -> list[bytes]:

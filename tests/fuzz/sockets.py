@@ -19,8 +19,8 @@ from typing import Any, Final
 import zmq
 
 from mle_client import artifact_wire as aw
+from mle_client import message_wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_client.endpoint import read_endpoint
 from mle_client.errors import ProtocolError
 from tests.fuzz import messages
@@ -81,7 +81,7 @@ class Fuzzer:
                 parts = [self._random.randbytes(self._random.randrange(40)) for _ in range(50)]
                 self._send(self._some(), parts[: self._random.randrange(1, 50)])
             elif kind < 0.99:
-                self._send(self._random.choice(self._deaf), wire.encode(m.AskStatus(1)))
+                self._send(self._random.choice(self._deaf), message_wire.encode(m.AskStatus(1)))
             else:
                 self._connection()
             if self.sent["frames"] % 5_000 < 3 and self.sent["too large"] < frames / 5_000:
@@ -92,7 +92,7 @@ class Fuzzer:
     def _message(self, choices: Choices) -> None:
         frames = messages.frames(choices)
         with contextlib.suppress(ProtocolError):
-            if isinstance(wire.decode(frames), m.Stop):
+            if isinstance(message_wire.decode(frames), m.Stop):
                 return  # it would be obeyed
         self._send(self._some(), frames)
 
@@ -108,7 +108,7 @@ class Fuzzer:
             payload = run + payload
         if self._random.random() < 0.01:
             self._positions[producer] = self._random.randrange(2**63)
-        self._send(self._some(), wire.encode(m.Data(producer, at, payload)))
+        self._send(self._some(), message_wire.encode(m.Data(producer, at, payload)))
 
     def _artifact(self, choices: Choices) -> None:
         frames = messages.artifact_frames(choices)
@@ -130,7 +130,7 @@ class Fuzzer:
                     frames = socket.recv_multipart(zmq.NOBLOCK)
                     self.sent["answers"] += 1
                     if socket is not self._artifacts:
-                        self._learn(wire.decode(frames))
+                        self._learn(message_wire.decode(frames))
 
     def _learn(self, message: m.Message) -> None:
         match message:
@@ -144,7 +144,7 @@ class Fuzzer:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.SNDTIMEO, _TIMEOUT_MS)
         socket.connect(address)
-        socket.send_multipart(wire.encode(m.Hello(m.PROTOCOL_VERSION, 1, "fuzzer")))
+        socket.send_multipart(message_wire.encode(m.Hello(m.PROTOCOL_VERSION, 1, "fuzzer")))
         return socket
 
     def _some(self) -> Any:
@@ -175,7 +175,7 @@ class Fuzzer:
         self.sent["too large"] += 1
         socket = self._connect(self._address)
         socket.send_multipart(
-            [wire.data_header(m.ProducerId(bytes(16)), 0), bytes(_TOO_LARGE_BYTES)]
+            [message_wire.data_header(m.ProducerId(bytes(16)), 0), bytes(_TOO_LARGE_BYTES)]
         )
         time.sleep(0.2)
         socket.close(linger=0)
@@ -188,8 +188,8 @@ def main(root: str, frames: str, seed: str) -> int:
         return 2
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.connect(endpoint.endpoint)
-        socket.send_multipart(wire.encode(m.Hello(m.PROTOCOL_VERSION, 1, "fuzzer")))
-        welcome = wire.decode(socket.recv_multipart())
+        socket.send_multipart(message_wire.encode(m.Hello(m.PROTOCOL_VERSION, 1, "fuzzer")))
+        welcome = message_wire.decode(socket.recv_multipart())
         assert isinstance(welcome, m.Welcome)
     fuzzer = Fuzzer(endpoint.endpoint, welcome.artifacts, f"{root}/fuzzed", int(seed))
     began = time.monotonic()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mle_client import artifact_wire as aw
-from mle_client import histograms, ring, snapshot_format, wire
+from mle_client import histograms, message_wire, ring, snapshot_format, tick_layout, wire
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_daemon import events as e
@@ -31,8 +31,8 @@ def wire_target(data: bytes) -> None:
     """Frames are a message or refused; a payload is records, whose columns can be read, or not."""
     choices = Choices(data)
     with contextlib.suppress(ProtocolError):
-        message = wire.decode(messages.frames(choices))
-        again = wire.decode(wire.encode(message))
+        message = message_wire.decode(messages.frames(choices))
+        again = message_wire.decode(message_wire.encode(message))
         assert type(again) is type(message)
         assert again == message or not isinstance(message, m.Request)  # of replies, texts are cut
     decoder = wire.StreamDecoder()
@@ -46,18 +46,18 @@ def wire_target(data: bytes) -> None:
         before = decoder.schemas
         for record in found:
             _read(record)
-    wire.committed_end(data)
+    tick_layout.committed_end(data)
 
 
 def raw_wire_target(data: bytes) -> None:
     """As `wire_target`, of bytes as they are."""
-    for frames in ([data], [wire.data_header(m.ProducerId(bytes(16)), 0), data]):
+    for frames in ([data], [message_wire.data_header(m.ProducerId(bytes(16)), 0), data]):
         with contextlib.suppress(ProtocolError):
-            wire.decode(frames)
+            message_wire.decode(frames)
     with contextlib.suppress(ProtocolError):
         for record in wire.StreamDecoder({s.number: s for s in messages.SCHEMAS}).decode(data):
             _read(record)
-    assert 0 <= wire.committed_end(data) <= len(data)
+    assert 0 <= tick_layout.committed_end(data) <= len(data)
 
 
 def _read(record: wire.Record) -> None:
@@ -176,7 +176,7 @@ class Brain:
                 rig.take(FUZZER, m.Data(producer, at, messages.records(choices)))
             case 6 | 7:
                 with contextlib.suppress(ProtocolError):
-                    message = wire.decode(messages.frames(choices, replies=False))
+                    message = message_wire.decode(messages.frames(choices, replies=False))
                     if not isinstance(message, m.Stop):
                         rig.take(FUZZER, message)
             case 8:
@@ -224,10 +224,10 @@ class Brain:
 
     def _look(self) -> None:
         """All that is said of the runs, and to them, can be sent."""
-        wire.encode(m.Status(1, {"runs": self.rig.core.reports(self.rig.now)}))
+        message_wire.encode(m.Status(1, {"runs": self.rig.core.reports(self.rig.now)}))
         sent, self.rig.sent = self.rig.sent, []
         for _, message in sent:
-            wire.decode(wire.encode(message))
+            message_wire.decode(message_wire.encode(message))
 
     def end(self) -> None:
         """The neighbour's ticks are all in its file, once, in order."""

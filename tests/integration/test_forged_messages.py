@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
-from mle_client import MLELogger, load_log, tick_writers, wire
+from mle_client import MLELogger, load_log, message_wire, tick_writers, wire
 from mle_client import artifact_wire as aw
 from mle_client import messages as m
 from mle_client.messages import ProducerId
@@ -41,11 +41,11 @@ class Forger:
         return socket
 
     def say(self, message: m.Request) -> None:
-        self.socket.send_multipart(wire.encode(message))
+        self.socket.send_multipart(message_wire.encode(message))
 
     def hear(self) -> m.Message:
         assert self.socket.poll(10_000), "no answer"
-        return wire.decode(self.socket.recv_multipart())
+        return message_wire.decode(self.socket.recv_multipart())
 
     def forge(self, run: m.Run, *artifacts: m.Artifact) -> str:
         """Log a tick, and save, to a run.  Returns: why that is refused, or failed."""

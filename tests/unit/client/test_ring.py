@@ -19,7 +19,7 @@ import pytest
 
 from mle_client import messages as m
 from mle_client import ring as rings
-from mle_client import runtime, wire
+from mle_client import runtime, tick_layout, wire
 from mle_client.messages import ProducerId
 from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES, Ring, RingFull
 
@@ -85,7 +85,10 @@ def test_acknowledged_segments_are_written_to_again(ring: Ring) -> None:
     assert ring.held_bytes <= 3 * SEGMENT_BYTES
     last = put(ring, b"last")
     assert content(ring, ring.head - len(last)) == last
-    assert wire.committed_end(ring.active.buffer[HEADER_BYTES:]) == ring.active.end - HEADER_BYTES
+    assert (
+        tick_layout.committed_end(ring.active.buffer[HEADER_BYTES:])
+        == ring.active.end - HEADER_BYTES
+    )
 
 
 def test_a_position_that_was_recycled_is_an_error(ring: Ring) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mle_client import messages as m
-from mle_client import tick_writers, ticks, wire
+from mle_client import tick_layout, tick_writers, ticks, wire
 
 
 class Color(enum.IntEnum):
@@ -180,11 +180,11 @@ def test_a_tick_behind_which_nothing_was_put_is_not_whole() -> None:
         bench.writer.update({"step": step}, {"loss": 0.5})
     content = bench.buffer[64 - len(bench.head) :]
     whole = len(bench.stream())
-    assert wire.committed_end(content) == whole
+    assert tick_layout.committed_end(content) == whole
     for cut in range(1, len(bench.head) + 1):  # killed before the last bytes were written
         torn = content[: whole + len(bench.head) - cut] + bytes(500)
         size = whole if cut < len(bench.head) else whole * 2 // 3
-        assert wire.committed_end(torn) == size
+        assert tick_layout.committed_end(torn) == size
 
 
 def test_a_large_tick_has_a_longer_head() -> None:
@@ -330,7 +330,7 @@ def test_a_tick_with_text_is_whole_or_not_there_whenever_its_process_is_killed()
             for at in rng.sample(range(len(stored)), rng.randrange(len(stored) + 1)):
                 torn[start + at] = stored[at]
             is_whole = commits and torn[start] == stored[0]
-            assert 64 + wire.committed_end(torn[64:]) == ends[whole + is_whole]
+            assert 64 + tick_layout.committed_end(torn[64:]) == ends[whole + is_whole]
         seen[start : start + len(stored)] = stored
         whole += commits
-    assert 64 + wire.committed_end(seen[64:]) == ends[-1]
+    assert 64 + tick_layout.committed_end(seen[64:]) == ends[-1]

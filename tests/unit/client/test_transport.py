@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zmq
 
-from mle_client import MLELogger, runtime, wire
+from mle_client import MLELogger, message_wire, runtime
 from mle_client import messages as m
 from mle_client.discovery import Target
 from mle_client.endpoint import Endpoint, write_endpoint
@@ -73,7 +73,7 @@ def test_a_flush_for_which_the_queue_has_no_room_is_sent_later(
 
     class Socket(zmq.Socket[bytes]):
         def send_multipart(self, frames: Any, *arguments: Any, **options: Any) -> Any:
-            is_flush = self.type == zmq.DEALER and isinstance(wire.decode(frames), m.Flush)
+            is_flush = self.type == zmq.DEALER and isinstance(message_wire.decode(frames), m.Flush)
             if is_flush and len(turned_away) < 3:
                 turned_away.append(frames)
                 raise zmq.Again

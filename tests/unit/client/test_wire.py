@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mle_client import message_wire, tick_layout, tick_writers, ticks, wire
 from mle_client import messages as m
-from mle_client import tick_writers, ticks, wire
 from mle_client.errors import ProtocolError
 from tests.strategies import tick_sequences
 
@@ -43,7 +43,7 @@ def fixed(schema: m.Schema, *rows: tuple[object, ...]) -> bytes:
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_comes_back_equal(message: m.Message) -> None:
-    assert wire.decode(wire.encode(message)) == message
+    assert message_wire.decode(message_wire.encode(message)) == message
 
 
 @pytest.mark.parametrize("record", [RUN, LOSS, NOTE, m.Gap(3, "disk full"), m.End()])
@@ -140,7 +140,7 @@ def test_a_record_may_be_larger_than_the_decoder_looks_at_first() -> None:
 @given(st.lists(st.binary(max_size=64), max_size=3))
 def test_any_frames_give_a_message_or_a_protocol_error(frames: list[bytes]) -> None:
     with contextlib.suppress(ProtocolError):
-        wire.decode(frames)
+        message_wire.decode(frames)
 
 
 @given(
@@ -157,7 +157,7 @@ def test_any_msgpack_value_gives_a_message_or_a_protocol_error(value: object, mo
         return
     for frames in ([packed], [packed, more]):
         with contextlib.suppress(ProtocolError):
-            wire.decode(frames)
+            message_wire.decode(frames)
     with contextlib.suppress(ProtocolError):
         wire.StreamDecoder().decode(packed + more)
 
@@ -186,7 +186,7 @@ def encode_sequence(sequence: list[tuple[dict[str, object], dict[str, object]]])
             parts.append(wire.encode_record(schemas[fields]))
         encode = (
             tick_writers.pack_fixed
-            if wire.has_fixed_layout(schemas[fields])
+            if tick_layout.has_fixed_layout(schemas[fields])
             else wire.encode_text_tick
         )
         parts.append(encode(schemas[fields], 1.0, described.values))
@@ -230,7 +230,7 @@ def test_what_was_saved_comes_back(record: m.Artifact | m.Histograms) -> None:
     assert wire.StreamDecoder().decode(encoded) == [record]
     behind = wire.encode_record(LOSS) + fixed(LOSS, (1, 1.0, True)) + encoded
     assert wire.StreamDecoder().decode(behind)[-1] == record
-    assert wire.committed_end(memoryview(behind + b"\xc0\0\0\0")) == len(behind)
+    assert tick_layout.committed_end(memoryview(behind + b"\xc0\0\0\0")) == len(behind)
 
 
 def test_a_run_comes_back_with_its_settings_and_its_process() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import msgpack
 import pytest
 
+from mle_client import message_wire, packing, tick_writers, wire
 from mle_client import messages as m
-from mle_client import tick_writers, wire
 from mle_client.errors import ProtocolError
 from mle_client.ring import SEGMENT_BYTES
 from tests.daemon_rig import make_run
@@ -61,7 +61,7 @@ def test_few_bytes_do_not_become_much_memory(byte: bytes, nested: bool) -> None:
 
 def test_a_journal_record_may_hold_what_a_message_may_not() -> None:
     body = ["state", [0] * (m.MAX_ITEMS + 1)]
-    assert wire.split_record(msgpack.packb(body) + b"behind") == (body, b"behind")
+    assert packing.split_record(msgpack.packb(body) + b"behind") == (body, b"behind")
 
 
 # --- types ----------------------------------------------------------------------------------------
@@ -175,14 +175,14 @@ def test_what_a_run_says_besides_does_not_count() -> None:
 # --- messages -------------------------------------------------------------------------------------
 def test_a_request_has_so_many_bytes() -> None:
     asked = m.Publish(1, "/" * (m.MAX_REQUEST_BYTES - 100))
-    assert wire.decode_request(wire.encode(asked)) == asked
+    assert message_wire.decode_request(message_wire.encode(asked)) == asked
     with pytest.raises(ProtocolError, match="65536 is the most"):
-        wire.decode_request(wire.encode(m.Publish(1, "/" * m.MAX_REQUEST_BYTES)))
+        message_wire.decode_request(message_wire.encode(m.Publish(1, "/" * m.MAX_REQUEST_BYTES)))
 
 
 def test_a_client_does_not_answer() -> None:
     with pytest.raises(ProtocolError, match="may not send a Done"):
-        wire.decode_request(wire.encode(m.Done(1, "")))
+        message_wire.decode_request(message_wire.encode(m.Done(1, "")))
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ def test_a_client_does_not_answer() -> None:
     ],
 )
 def test_what_a_daemon_says_is_cut(message: m.Message) -> None:
-    (frame,) = wire.encode(message)
+    (frame,) = message_wire.encode(message)
     assert len(frame) < m.MAX_REASON_BYTES + 50
-    assert "ö" * 2_000 in str(wire.decode([frame]))
+    assert "ö" * 2_000 in str(message_wire.decode([frame]))
 
 
 def test_a_tick_of_the_largest_size_passes() -> None:

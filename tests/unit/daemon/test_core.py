@@ -13,8 +13,8 @@ from typing import Any
 import msgpack
 import pytest
 
+from mle_client import message_wire, wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_daemon import events as e
 from mle_daemon import intake
 from tests.daemon_rig import (
@@ -60,7 +60,7 @@ def test_a_client_of_another_version_is_told_both(rig: Rig) -> None:
 def test_a_piece_goes_to_the_journal_as_it_came_and_is_acknowledged_only_then(rig: Rig) -> None:
     data = Trainer().log(1, 2).data()
     (append,) = rig.receive(ANNA, data)
-    assert append == e.AppendJournal(tuple(wire.encode(data)))
+    assert append == e.AppendJournal(tuple(message_wire.encode(data)))
     rig.deliver(e.Tick())
     assert rig.answers(ANNA) == []
     rig.write_journal()
@@ -87,7 +87,7 @@ def test_of_an_overlapping_piece_only_what_is_new_is_taken(rig: Rig) -> None:
     seen = trainer.head
     trainer.log(3)
     (append,) = only(rig.receive(ANNA, trainer.data()), e.AppendJournal)
-    assert append.parts == tuple(wire.encode(trainer.data(seen)))
+    assert append.parts == tuple(message_wire.encode(trainer.data(seen)))
     rig.settle()
     assert rig.rows(trainer) == [1, 2, 3]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgpack
 import pytest
 
+from mle_client import message_wire, packing
 from mle_client import messages as m
-from mle_client import wire
 from mle_daemon import events as e
 from mle_daemon import state
 from tests.daemon_rig import (
@@ -419,10 +419,10 @@ def test_a_stream_whose_beginning_is_lost_is_passed_over_and_said(rig: Rig) -> N
         b"\x90",
         msgpack.packb(["state"]),
         msgpack.packb(["state", {"runs": 1, "streams": []}]),
-        wire.encode(m.Hello(1, 1, "h"))[0],
-        wire.encode(m.Hello(1, 1, "h"))[0] + b"more",
-        b"".join(wire.encode(m.Data(Trainer().id, 0, b"\xc1"))),
-        b"".join(wire.encode(Trainer(run=make_run(directory="/elsewhere")).data())),
+        message_wire.encode(m.Hello(1, 1, "h"))[0],
+        message_wire.encode(m.Hello(1, 1, "h"))[0] + b"more",
+        b"".join(message_wire.encode(m.Data(Trainer().id, 0, b"\xc1"))),
+        b"".join(message_wire.encode(Trainer(run=make_run(directory="/elsewhere")).data())),
     ],
 )
 def test_a_strange_record_in_the_journal_is_passed_over(rig: Rig, record: bytes) -> None:
@@ -438,7 +438,7 @@ def test_a_strange_record_in_the_journal_is_passed_over(rig: Rig, record: bytes)
 def test_the_first_record_of_a_segment_is_a_state_record_of_all_that_is_known(rig: Rig) -> None:
     live = running(rig)
     done = ended(rig, "done")
-    body, rest = wire.split_record(rig.core.first_record())
+    body, rest = packing.split_record(rig.core.first_record())
     assert rest == b""
     saved = state.decode(body)
     assert [(run.run, run.path) for run in saved.runs] == [(live.run, live.path)]

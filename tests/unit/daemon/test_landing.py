@@ -280,6 +280,9 @@ def test_stopping_does_not_wait_for_what_cannot_be_removed(
     monkeypatch.setattr(Checkpoints, "evict", evict)
     desk.landing.submit(e.Evict(str(desk.exp), (retained(1),)))
     assert tried.acquire(timeout=SOON_S)
+    remover = desk.landing._remover
+    with remover._changed:  # until it is to be tried again
+        assert remover._changed.wait_for(lambda: remover._due, SOON_S)
     desk.landing.stop()
     assert tried.acquire(blocking=False)  # a last time
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mle_client import message_wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_daemon import events as e
 from mle_daemon import limits
 from tests.daemon_rig import (
@@ -232,7 +232,7 @@ def test_lost_ticks_that_no_file_can_count_do_not_end_the_daemon(rig: Rig) -> No
     rig.settle()
     rig.rotate()
     assert rig.file(trainer).lost == m.MAX_COUNT
-    wire.encode(m.Status(1, {"runs": rig.core.reports(rig.now)}))
+    message_wire.encode(m.Status(1, {"runs": rig.core.reports(rig.now)}))
     rig.start()
     rig.settle()
     assert rig.rows(trainer) == [1]

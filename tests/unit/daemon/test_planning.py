@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mle_client import layout, tick_writers, ticks, wire
+from mle_client import layout, tick_layout, tick_writers, ticks, wire
 from mle_client import messages as m
 from mle_daemon import pieces
 from mle_daemon.columns import Append, Column, FileState, Part, Plan
@@ -57,7 +57,7 @@ class Stream:
             self._schemas[clock, stats] = schema
             packed = wire.encode_record(schema)
         schema = self._schemas[clock, stats]
-        if wire.has_fixed_layout(schema):
+        if tick_layout.has_fixed_layout(schema):
             return packed + tick_writers.pack_fixed(schema, seconds, values)
         return packed + wire.encode_text_tick(schema, seconds, values)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import zmq
 
+from mle_client import message_wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_daemon import server as servers
 from mle_daemon.server import Server
 
@@ -56,7 +56,12 @@ def take(server: Server, count: int) -> tuple[list[m.Request], list[str]]:
 
 def test_what_is_no_message_is_told_apart(server: Server, connect: Callable[[], Any]) -> None:
     socket = connect()
-    for frames in ([b"\x91\x06"], [b""], wire.encode(m.Done(1, "")), wire.encode(m.Save(ID))):
+    for frames in (
+        [b"\x91\x06"],
+        [b""],
+        message_wire.encode(m.Done(1, "")),
+        message_wire.encode(m.Save(ID)),
+    ):
         socket.send_multipart(frames)
     good, bad = take(server, 4)
     assert good == [m.Save(ID)]
@@ -68,7 +73,7 @@ def test_of_a_message_of_many_parts_only_the_first_are_kept(
 ) -> None:
     seen = []
     monkeypatch.setattr(
-        wire, "decode_request", lambda frames: seen.append(len(frames)) or m.Save(ID)
+        message_wire, "decode_request", lambda frames: seen.append(len(frames)) or m.Save(ID)
     )
     socket = connect()
     socket.send_multipart([b"x"] * 10_000)
@@ -88,10 +93,12 @@ def test_a_frame_above_the_bound_ends_its_connection_and_no_other(
     server: Server, connect: Callable[[], Any]
 ) -> None:
     large, other = connect(), connect()
-    large.send_multipart([wire.data_header(ID, 0), bytes(m.MAX_FRAME_BYTES + 1)])
-    other.send_multipart(wire.encode(m.Save(ID)))
+    large.send_multipart([message_wire.data_header(ID, 0), bytes(m.MAX_FRAME_BYTES + 1)])
+    other.send_multipart(message_wire.encode(m.Save(ID)))
     assert take(server, 1) == ([m.Save(ID)], [])
-    large.send_multipart([wire.data_header(ID, 0), bytes(10)])  # on a new connection, by itself
+    large.send_multipart(
+        [message_wire.data_header(ID, 0), bytes(10)]
+    )  # on a new connection, by itself
     assert isinstance(take(server, 1)[0][0], m.Data)
 
 
@@ -105,7 +112,7 @@ def test_a_client_that_sends_without_end_is_not_taken_in_without_end(
     sent = 0
     with contextlib.suppress(zmq.Again):
         while sent < 1_000:
-            socket.send_multipart([wire.data_header(ID, 0), payload])
+            socket.send_multipart([message_wire.data_header(ID, 0), payload])
             sent += 1
     assert sent < 2 * servers._RECEIVED_MESSAGES
 
@@ -114,7 +121,7 @@ def test_answers_that_nobody_fetches_are_dropped_in_the_end(
     server: Server, connect: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaf = connect()
-    deaf.send_multipart(wire.encode(m.Save(ID)))
+    deaf.send_multipart(message_wire.encode(m.Save(ID)))
     (client, _), *_ = wait_for_one(server)
     for _ in range(3 * servers._SEND_HIGH_WATER):
         server.send(client, m.Done(1, "x" * 100))

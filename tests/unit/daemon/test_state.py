@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mle_client import message_wire, packing, wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_client.errors import ProtocolError
 from mle_daemon import state
 from tests.daemon_rig import STEP, make_run
@@ -42,14 +42,14 @@ SAVED = state.Saved(
 
 
 def test_it_comes_back_equal() -> None:
-    body, rest = wire.split_record(state.encode(SAVED))
+    body, rest = packing.split_record(state.encode(SAVED))
     assert rest == b""
     assert state.decode(body) == SAVED
 
 
 def test_nothing_comes_back_equal() -> None:
     nothing = state.Saved((), ())
-    assert state.decode(wire.split_record(state.encode(nothing))[0]) == nothing
+    assert state.decode(packing.split_record(state.encode(nothing))[0]) == nothing
 
 
 def test_one_of_an_earlier_release_has_neither_groups_nor_meta_logs() -> None:
@@ -63,8 +63,8 @@ def test_any_msgpack_decoder_reads_it() -> None:
 
 
 def test_it_is_told_from_a_client_s_data() -> None:
-    data = b"".join(wire.encode(m.Data(ONE, 0, b"x")))
-    assert wire.split_record(data)[0][0] != state.NAME
+    data = b"".join(message_wire.encode(m.Data(ONE, 0, b"x")))
+    assert packing.split_record(data)[0][0] != state.NAME
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_settled_comes_back(
     stored: list[state.Artifact], lost: list[state.Artifact]
 ) -> None:
     record = state.encode_settled(stored, lost)
-    body, rest = wire.split_record(record)
+    body, rest = packing.split_record(record)
     assert (body[0], rest) == (state.SETTLED_NAME, b"")
     assert state.decode_settled(body) == (stored, lost)
     assert msgpack.unpackb(record)[0] == "settled"

@@ -9,8 +9,8 @@ from typing import Any
 import msgpack
 import pytest
 
+from mle_client import message_wire
 from mle_client import messages as m
-from mle_client import wire
 from mle_daemon import events as e
 from mle_daemon import status
 from mle_daemon.events import Report
@@ -78,4 +78,4 @@ def test_it_fits_the_wire_and_json_with_real_runs() -> None:
     ]  # fmt: skip
     assert msgpack.unpackb(msgpack.packb(report)) == report
     assert json.loads(json.dumps(report)) == report
-    assert wire.decode(wire.encode(m.Status(1, report))) == m.Status(1, report)
+    assert message_wire.decode(message_wire.encode(m.Status(1, report))) == m.Status(1, report)

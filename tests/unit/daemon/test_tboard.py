@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mle_client import layout, tick_writers, ticks, wire
+from mle_client import layout, tick_layout, tick_writers, ticks, wire
 from mle_client import messages as m
 from mle_client.errors import RunRefused
 from mle_client.histograms import histogram, to_plain
@@ -41,7 +41,7 @@ def blocks_of(*logged: Tick) -> list[wire.Block]:
         if key not in schemas:
             schemas[key] = m.Schema(len(schemas), *key)
             stream += wire.encode_record(schemas[key])
-        fixed = wire.has_fixed_layout(schemas[key])
+        fixed = tick_layout.has_fixed_layout(schemas[key])
         pack = tick_writers.pack_fixed if fixed else wire.encode_text_tick
         stream += pack(schemas[key], START + number / 2, tick.values)
     return [r for r in wire.StreamDecoder().decode(stream) if isinstance(r, wire.Block)]

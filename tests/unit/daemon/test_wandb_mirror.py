@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from mle_client import messages as m
-from mle_client import tick_writers, ticks, wire
+from mle_client import tick_layout, tick_writers, ticks, wire
 from mle_client.configs import config_text
 from mle_client.wandb_settings import checked_wandb_config
 from mle_daemon.wandb_mirror import WandbMirror
@@ -43,7 +43,7 @@ def make_blocks(*rows: dict[str, Any], first: int = 0) -> list[wire.Block]:
         seconds = START + at / 2
         tick = (
             tick_writers.pack_fixed(schema, seconds, described.values)
-            if wire.has_fixed_layout(schema)
+            if tick_layout.has_fixed_layout(schema)
             else wire.encode_text_tick(schema, seconds, described.values)
         )
         blocks += decoder.decode(wire.encode_record(schema) + tick)[1:]
