@@ -50,7 +50,8 @@ _LOST_BYTES: Final = 64  # of the owner file's second line: two numbers, and bla
 # ever: it may be this very thread that makes one, below a signal handler.
 _MAKING_S: Final = 0.1
 _NO_ROOM_FOR_TICKS: Final = "no room to buffer ticks"
-UNFINISHED: Final = ".new-"  # begins the name of a folder whose owner file is not locked yet
+# Begins the name of a folder whose owner file is not locked yet, or that is being removed.
+UNFINISHED: Final = ".new-"
 
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
 # segment change is rare, and a process that logs a little occupies little of a small /dev/shm.
@@ -341,8 +342,8 @@ class Ring:
         """Remove the files: everything in them is in the journal."""
         for segment in (*self.segments, *self._spares):
             segment.unlink()
-        shutil.rmtree(self.directory, ignore_errors=True)
         shutil.rmtree(self._spill_directory, ignore_errors=True)
+        remove_folder(self.directory)
         self.let_go()
 
     def forget(self) -> None:
@@ -445,6 +446,19 @@ def _claim_directory(directory: str, owner: bytes) -> int:
 
 
 # --- the daemon's side: rings whose process is gone ----------------------------------------------
+def remove_folder(directory: str) -> None:
+    """Remove a ring's folder: for everybody at once, wherever this process is killed.
+
+    One without its owner file, which is what half a removal may leave, would be taken for that of a
+    process that lives, for ever.
+    """
+    hidden = os.path.join(os.path.dirname(directory), UNFINISHED + os.urandom(8).hex())
+    with contextlib.suppress(OSError):
+        os.rename(directory, hidden)
+        directory = hidden
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def take_over(directory: str) -> int | None:
     """Lock a ring whose owner is gone.
 

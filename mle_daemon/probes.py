@@ -15,7 +15,14 @@ from typing import Final
 
 from mle_client import layout, runtime
 from mle_client.messages import Process, ProducerId
-from mle_client.ring import FULL_FILE, UNFINISHED, Remains, read_remains, take_over
+from mle_client.ring import (
+    FULL_FILE,
+    UNFINISHED,
+    Remains,
+    read_remains,
+    remove_folder,
+    take_over,
+)
 from mle_client.snapshot import LeftSnapshot, read_left
 
 _FULL_BYTES: Final = 4096  # ours have two hundred
@@ -53,7 +60,7 @@ def full_rings(root: str) -> list[str]:
 
 
 def remove_unfinished(root: str) -> None:
-    """Remove what processes have left that were killed while they made a ring."""
+    """Remove what processes have left that were killed while they made or removed a ring."""
     for parent in runtime.ring_dirs(root):
         for name in _names(parent):
             path = os.path.join(parent, name)
@@ -83,7 +90,7 @@ class AbandonedRing:
     def remove(self) -> None:
         """Remove its files: all of it is in the journal."""
         shutil.rmtree(self.place.spill, ignore_errors=True)
-        shutil.rmtree(self.place.directory, ignore_errors=True)
+        remove_folder(self.place.directory)
 
     def close(self) -> None:
         """Let go of it."""

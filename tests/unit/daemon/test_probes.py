@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from mle_client import discovery, runtime
-from mle_client.ring import FULL_FILE, UNFINISHED
+from mle_client.messages import ProducerId
+from mle_client.ring import FULL_FILE, UNFINISHED, Ring
 from mle_daemon import probes
 
 
@@ -39,3 +43,34 @@ def test_an_unfinished_ring_is_no_ring_and_nothing_to_start_a_daemon_for(root: P
     (parent / ("ab" * 16)).mkdir()
     assert len(probes.find_rings(str(root))) == 1
     assert discovery.has_leftovers(str(root))
+
+
+@pytest.mark.parametrize("remover", ["owner", "daemon"])
+def test_a_ring_whose_removal_is_cut_off_is_no_ring_any_more(
+    root: Path, remover: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = Path(runtime.ring_dir(str(root)))
+    ring = Ring(str(parent / ("ab" * 16)), str(root / "spill"), ProducerId(b"\xab" * 16), {})
+    remove = ring.delete
+    if remover == "daemon":
+        ring.let_go()
+        (left,) = probes.abandoned(probes.find_rings(str(root)), print)
+        left.close()
+        remove = left.remove
+
+    def be_killed(path: str, ignore_errors: bool) -> None:
+        if "spill" not in path:
+            Path(path, "owner").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove()
+    ring.delete()
+    assert probes.find_rings(str(root)) == []
+    assert not discovery.has_leftovers(str(root))
+    (hidden,) = parent.iterdir()
+    os.utime(hidden, (0, 0))
+    probes.remove_unfinished(str(root))
+    assert list(parent.iterdir()) == []
