@@ -5,6 +5,7 @@ Pure.  It knows no message and no record, only what their values may be.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 import msgpack
@@ -12,6 +13,8 @@ import msgpack
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 
+# Of arrays that are alike.  There cannot be more items in it than a record may have.
+_FEED_BYTES: Final = min(65_536, m.MAX_ITEMS)
 _FIRST_FEED_BYTES: Final = 1024  # of a record; most are shorter
 
 
@@ -85,6 +88,42 @@ def unpack_prefix(
     if not isinstance(body, list):
         raise ProtocolError("a msgpack value where an array should be")
     return body, at + unpacker.tell()
+
+
+def unpack_alike(data: memoryview, at: int, first: bytes) -> tuple[list[list[Any]], int]:
+    """The msgpack arrays from `at` on that begin with the same bytes, and where they end.
+
+    Many are unpacked from one copy, as many as it has whole.
+
+    Args:
+        first: what they begin with: the mark of an array, and more.
+
+    Raises:
+        ProtocolError: one is cut short, or no msgpack.
+    """
+    rows: list[list[Any]] = []
+    size = len(first)
+    while bytes(data[at : at + size]) == first:
+        fed = bytes(data[at : at + _FEED_BYTES])
+        unpacker = msgpack.Unpacker(
+            raw=False,
+            strict_map_key=False,
+            max_buffer_size=len(fed),
+            max_ext_len=0,
+            ext_hook=_no_extension,
+        )
+        unpacker.feed(fed)
+        end = 0
+        with contextlib.suppress(msgpack.UnpackException, ValueError, TypeError, RecursionError):
+            while fed.startswith(first, end):
+                rows.append(unpacker.unpack())
+                end = unpacker.tell()
+        if end == 0:  # longer than what was fed, or none at all
+            row, end = unpack_prefix(data, at)
+            rows.append(row)
+            end -= at
+        at += end
+    return rows, at
 
 
 def split_record(record: bytes | memoryview) -> tuple[list[Any], bytes]:

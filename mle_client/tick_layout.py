@@ -18,7 +18,6 @@ from mle_client.errors import ProtocolError
 
 # The byte behind a record in a ring that no other follows yet: nil, which begins no record.
 COMMITTED: Final = 0xC0
-TEXT_HEAD_BYTES: Final = 9  # dc nnnn ce iiiiiiii cb
 TEXT_MARK: Final = 0xDC
 FIXED_MARK: Final = 0x92
 _NUMBER_MARK: Final = 0xCE

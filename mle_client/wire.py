@@ -33,6 +33,7 @@ import dataclasses
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -44,7 +45,6 @@ from mle_client import packing
 from mle_client.errors import ProtocolError
 from mle_client.tick_layout import (
     FIXED_MARK,
-    TEXT_HEAD_BYTES,
     TEXT_MARK,
     FixedLayout,
     extent_bytes,
@@ -216,14 +216,11 @@ class StreamDecoder:
         return end, FixedBlock(schema, np.ascontiguousarray(ticks["t"]), ticks)
 
     def _text_ticks(self, data: memoryview, at: int, schema: m.Schema) -> tuple[int, Block]:
-        first = head(schema)
-        rows: list[list[Any]] = []
-        while bytes(data[at : at + TEXT_HEAD_BYTES]) == first:
-            row, at = packing.unpack_prefix(data, at)
-            rows.append(row[1:])
+        rows, at = packing.unpack_alike(data, at, head(schema))
         if not rows:
             raise ProtocolError("a tick is not laid out as its schema says")
-        columns = [list(column) for column in zip(*rows, strict=True)]
+        # The head says how many items there are: all rows have as many.
+        columns = [list(map(itemgetter(i), rows)) for i in range(1, 2 + len(schema.fields))]
         for field, column in zip(schema.fields, columns[1:], strict=True):
             _check_values(field, column)
         return at, TextBlock(schema, np.array(columns[0], np.float64), tuple(columns[1:]))
@@ -247,23 +244,19 @@ def count_ticks(payload: bytes | memoryview, decoder: StreamDecoder) -> int:
     return sum(len(record) for record in decoder.decode(payload) if isinstance(record, Block))
 
 
-_VALUE_TYPES: Final[dict[str, tuple[type, ...]]] = {
-    "i8": (int,),
-    "f8": (float,),
-    "b1": (bool,),
-    "str": (str,),
-}
+_VALUE_TYPES: Final[dict[str, type]] = {"i8": int, "f8": float, "b1": bool, "str": str}
 
 
 def _check_values(field: m.Field, column: Sequence[Any]) -> None:
     """Raise unless every value of a general tick is of its schema's type."""
-    expected = _VALUE_TYPES.get(field.kind.code, (bytes,))
-    length = value_bytes(field.kind) if expected == (bytes,) else None
-    for value in column:
-        if type(value) not in expected or (length is not None and len(value) != length):
-            raise ProtocolError(f"a value of {field.name!r} is not the {field.kind} it should be")
-        if expected == (int,) and not -(2**63) <= value < 2**63:
-            raise ProtocolError(f"a value of {field.name!r} is no int64")
+    expected = _VALUE_TYPES.get(field.kind.code, bytes)
+    is_right = set(map(type, column)) == {expected}
+    if is_right and expected is bytes:
+        is_right = set(map(len, column)) == {value_bytes(field.kind)}
+    if not is_right:
+        raise ProtocolError(f"a value of {field.name!r} is not the {field.kind} it should be")
+    if expected is int and not (min(column) >= -(2**63) and max(column) < 2**63):
+        raise ProtocolError(f"a value of {field.name!r} is no int64")
 
 
 def _record(body: Any) -> Record:
