@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
+from mle_client import device_values
 from mle_client.layout import OWN_CLOCKS
 
 if TYPE_CHECKING:
@@ -266,4 +267,7 @@ def _kept(value: Any) -> Any:
         return f"{value.dtype} {tuple(value.shape)}"
     if hasattr(value, "detach"):  # torch: the copy stays on its device, nobody waits for it
         return value.detach().clone()
+    if hasattr(value, "is_deleted"):  # jax: it may be given away for good
+        pending = device_values.fetch(value)
+        return np.array(value) if pending is None else pending
     return value.copy() if isinstance(value, np.ndarray) else value

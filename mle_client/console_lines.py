@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mle_client import __version__
+from mle_client.device_values import Pending
 from mle_client.layout import OWN_CLOCKS, TIME_FORMAT
 
 WIDTH: Final = 80  # characters, as mle-logging's
@@ -277,6 +278,8 @@ def _text(value: Any) -> str:
     """A value as a cell shows it."""
     if isinstance(value, str):
         return _printable(value)
+    if isinstance(value, Pending):
+        value = value.get()
     if hasattr(value, "detach"):  # torch
         value = value.cpu()
         value = value.float().numpy() if value.is_floating_point() else value.numpy()

@@ -23,6 +23,7 @@ import numpy as np
 # Host memory that a device writes to is allocated by the page, and while that is done the device
 # may have to wait; so there are many places for one number in a piece.
 _PLACES: Final = 1024
+_FLAGS: Final = "flags"  # the key of their places
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +33,8 @@ class Pending:
     Args:
         dtype, shape: of the array that `get` returns.
         is_ready: () -> whether `get` would return at once.
-        get: () -> the value, an array in host memory; waits for it.  Call it once.  Raises what the
-            library raises where the computation has failed.
+        get: () -> the value, an array in host memory.  Call it when it is ready; of jax it waits
+            until then.  Raises what the library raises where the computation has failed.
     """
 
     dtype: np.dtype[Any]
@@ -43,7 +44,7 @@ class Pending:
 
 
 def fetch(value: Any) -> Pending | None:
-    """Start to fetch a value.  None: it is here already, or nothing that this module knows."""
+    """Start to fetch a value.  None: it is here already, or cannot be fetched without waiting."""
     torch = sys.modules.get("torch")
     if torch is not None and type(value) in _tensor_types(torch):
         return _fetch_tensor(torch, value) if value.is_cuda else None
@@ -69,42 +70,74 @@ def _tensor_types(torch: Any) -> tuple[type, ...]:
 
 
 def _fetch_tensor(torch: Any, tensor: Any) -> Pending | None:
-    if tensor.layout is not torch.strided or tensor.is_quantized:
+    """Queue copies of a tensor, and behind it of a flag, into host memory.
+
+    Whether the flag is there is seen without a call of CUDA's: one from another thread may break
+    the capture of a graph.
+    """
+    is_odd = tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj()
+    if is_odd or torch.cuda.is_current_stream_capturing():
         return None
     tensor = tensor.detach()
-    if tensor.dtype is torch.bfloat16:  # which numpy does not know
+    if tensor.is_floating_point() and tensor.dtype not in _numpy_floats(torch):
         tensor = tensor.float()
-    place, array = _place(torch, tensor)
+    flag, flagged = _place(torch, _FLAGS, torch.uint8)
+    flagged[...] = 0
+    key = tensor.dtype if not tensor.ndim else None
+    place, array = _place(torch, key, tensor.dtype, tensor.shape)
     place.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(tensor.device))
+    flag.copy_(_one(torch, tensor.device), non_blocking=True)
+    kept: list[np.ndarray[Any, Any]] = []
 
     def get() -> np.ndarray[Any, Any]:
-        arrived.synchronize()
-        value = array.copy()
-        if not value.shape:
-            _places(tensor.dtype).append((place, array))
-        return value
+        if not kept:
+            kept.append(array.copy())
+            _places(_FLAGS).append((flag, flagged))
+            if key is not None:
+                _places(key).append((place, array))
+        return kept[0]
 
-    return Pending(array.dtype, array.shape, arrived.query, get)
+    # Once it was got its place may be another value's.
+    return Pending(array.dtype, array.shape, lambda: bool(kept) or bool(flagged), get)
 
 
-def _place(torch: Any, tensor: Any) -> tuple[Any, np.ndarray[Any, Any]]:
-    """Host memory that the device can write to: as a tensor and as an array."""
-    if tensor.ndim:
-        place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return place, place.numpy()
-    places = _places(tensor.dtype)
-    try:
-        return places.pop()
-    except IndexError:
-        piece = torch.empty(_PLACES, dtype=tensor.dtype, pin_memory=True)
-        places.extend((place, place.numpy()) for place in piece.unbind())
-        return places.pop()
+def _numpy_floats(torch: Any) -> tuple[Any, ...]:
+    return torch.float16, torch.float32, torch.float64
 
 
 @functools.cache
-def _places(dtype: Any) -> list[tuple[Any, np.ndarray[Any, Any]]]:
+def _one(torch: Any, device: Any) -> Any:
+    """What a flag is set to, on a device; the first time it is waited for."""
+    one = torch.ones((), dtype=torch.uint8, device=device)
+    torch.cuda.current_stream(device).synchronize()  # it is for all streams
+    return one
+
+
+def _place(
+    torch: Any, key: Any, dtype: Any, shape: tuple[int, ...] = ()
+) -> tuple[Any, np.ndarray[Any, Any]]:
+    """Host memory that the device can write to: as a tensor and as an array.
+
+    Args:
+        key: of those for one number that are used again; None for others.
+    """
+    # Made in inference mode, it could not be written to outside of that.
+    with torch.inference_mode(False):
+        settings = {"dtype": dtype, "device": "cpu", "pin_memory": True}
+        if key is None:
+            place = torch.empty(shape, **settings)
+            return place, place.numpy()
+        places = _places(key)
+        while True:
+            try:
+                return places.pop()
+            except IndexError:
+                piece = torch.empty(_PLACES, **settings)
+                places.extend((place, place.numpy()) for place in piece.unbind())
+
+
+@functools.cache
+def _places(key: Any) -> list[tuple[Any, np.ndarray[Any, Any]]]:
     """Places for one number of a type that nobody uses just now."""
     return []
 
@@ -120,8 +153,11 @@ def _fetch_array(jax: Any, array: Any) -> Pending | None:
     (device,) = array.devices()
     if device.platform == "cpu" and array.is_ready():
         return None
-    copy = _copying(jax)(array)
-    copy.copy_to_host_async()
+    try:
+        copy = _copying(jax)(array)
+        copy.copy_to_host_async()
+    except Exception:  # a mesh is set, or a function is traced: then it is waited for
+        return None
     return Pending(array.dtype, array.shape, copy.is_ready, lambda: np.asarray(copy))
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mle_client")
 
 _KEPT_ERRORS: Final = 100
+_DELIVERY_S: Final = 1.0  # of a stream's rest, by `close` that has waited for a device until then
 _CONSOLE_TIMEOUT_S: Final = 1.0  # for what waits to be printed, when a run ends
 _READ_TRIES: Final = 10  # at what is recycled meanwhile: two are rare, ten mean that nothing waits
 _Read = TypeVar("_Read")
@@ -189,7 +190,7 @@ class MLELogger:
         self._errors: list[MLEError] = []
         self._raise_next: MLEError | None = None
         self._report: Report | None = None
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal handler may close what is being closed
         self._end: int | None = None  # the stream's last position, once it has ended
         self._channel: Channel | None = None
         self._producer: Producer | None = None  # the channel does not keep it
@@ -262,6 +263,9 @@ class MLELogger:
         save: bool = False,
     ) -> None:
         """Log a tick.  Returns as soon as it is in shared memory, where a crash does not reach it.
+
+        One with values that a device is still computing, and what comes behind it, gets there when
+        they have come.
 
         Args:
             clock_tick: where training is, {name of a clock: number or text}.
@@ -370,7 +374,9 @@ class MLELogger:
         deadline = time.monotonic() + timeout
         if self._end is None:  # else an earlier call was interrupted
             self._saver.finish(timeout / 2)
-            self._end = channel.producer.close(timeout=timeout / 2)
+            # What is left, but for the time that it takes to deliver what has come.
+            wait_s = deadline - time.monotonic() - min(_DELIVERY_S, timeout / 4)
+            self._end = channel.producer.close(timeout=max(0.0, wait_s))
         end = self._end
         left = max(0.0, deadline - time.monotonic())
         flushed = self._transport.flush(channel, lambda: end, left)
@@ -382,6 +388,8 @@ class MLELogger:
 
     def _settle(self, channel: Channel, flushed: bool) -> Report:
         """Give up a stream that has ended.  Args: flushed: whether it is in the log file."""
+        if self._report is not None:  # a signal handler has done so meanwhile
+            return self._report
         unstored = self._saver.close() + self._transport.remove(channel)
         if self._shown is not None:
             self._shown.close(_CONSOLE_TIMEOUT_S)
@@ -743,6 +751,7 @@ class MLELogger:
             self._take_over(self._channel.producer.update)
         if error is not None:
             raise error
+        self.update(*args, **kwargs)  # user code has kept this function, which has raised it
 
     def _read_waiting(
         self, channel: Channel, read: Callable[[Iterator[wire.Block]], _Read]
@@ -766,7 +775,7 @@ class MLELogger:
 
     def forked(self) -> None:
         """In a forked child: the stream is the parent's; a first update begins one of our own."""
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal handler may close what is being closed
         self._saver.forked()
         if self._shown is not None:
             self._shown.forget()

@@ -12,7 +12,9 @@ cannot wait, so its tick is set aside and written at the next opportunity.  A ba
 holds any more (the holder was interrupted by an exception) is made anew from what is committed.
 
 A tick with values that a device is still computing is set aside, too: nobody waits for the device
-in `update`.  Until it is written all ticks are set aside behind it, so that their order stays.
+in `update`.  Until it is written all that comes later is set aside behind it (`aside`), so that
+the order stays; only of what a signal handler logs in the middle of a write may some ticks of the
+interrupted thread come first.
 
 It knows nothing of sockets; `transport` reads the ring.
 """
@@ -24,7 +26,6 @@ import math
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType
@@ -32,6 +33,7 @@ from typing import Any, Final
 
 from mle_client import device_values, tick_layout, tick_writers, ticks, wire
 from mle_client import messages as m
+from mle_client.aside import Aside, Waiting
 from mle_client.errors import LoggerClosed
 from mle_client.layout import OWN_CLOCKS
 from mle_client.ring import HEADER_BYTES, Ring, RingFull, Segment, gap_record
@@ -55,8 +57,10 @@ _MAX_WRITERS: Final = 64
 # thousand operations queued, so whoever gets here is far ahead of it.
 _MAX_SET_ASIDE: Final = 1024
 _MAX_SET_ASIDE_BYTES: Final = 16 << 20
-# How often a value is asked for that somebody waits for: some microseconds each.
-_ARRIVED_EVERY_S: Final = 0.0002
+# What a save and a look at the latest tick wait for a device at the most; then they do without.
+_DEVICE_TIMEOUT_S: Final = 60.0
+# Beside its values a tick has a head, and a mark for each value.
+_MAX_VALUES_BYTES: Final = m.MAX_TICK_BYTES - 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,25 +78,6 @@ class _Home:
     schema: m.Schema | None
     head: bytes
     segment: Segment
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    """A tick that was set aside.
-
-    Args:
-        seconds: since the epoch, when it was logged.
-        described: perhaps with pending values.
-        size: of its values, in bytes.
-    """
-
-    seconds: float
-    described: ticks.Described
-    size: int
-
-    def has_come(self) -> bool:
-        """Whether every value is here.  The last first: a device computes them in order."""
-        return all(value.is_ready() for value in reversed(self.described.pending))
 
 
 class Producer:
@@ -147,9 +132,7 @@ class Producer:
         self._widest = 0  # bytes of the longest tick of fixed layout
         self._dirty_end = 0  # behind the last byte that may not be zero though not committed
         self._next_number = 0  # of a schema; none is used twice, whatever interrupts us
-        self._set_aside: deque[_Waiting | bytes] = deque()  # and records that are no ticks
-        self._turn = [None]  # empty while a thread writes what was set aside
-        self._turn_unheld = 0  # looks in a row at which nobody had it, and it was not there
+        self._aside = Aside(self._write_late, self._refused, lambda: not self._is_nested())
         self._schemas: dict[Fields, m.Schema] = {}
         self._kinds: dict[tuple[str, str], m.Kind] = {}
         # Every writer ever generated: user code may have kept it, so all are bound to the segment.
@@ -183,9 +166,10 @@ class Producer:
             The stream's last position, behind its `End`.
         """
         self.settle(timeout)
-        late = self._end(why)
-        if late:
-            self._on_lost(f"{late} ticks are lost: their values had not come from their device")
+        lost = self._end(why)
+        if lost:
+            why = "their values have not come from their device, or there is no room for them"
+            self._on_lost(f"{lost} ticks are lost: {why}")
         self._select(self._miss)
         return self.ring.head
 
@@ -211,15 +195,15 @@ class Producer:
         if len(encoded) > most:
             raise ValueError(f"a record of {len(encoded)} bytes; {most} is the bound")
         waits = isinstance(record, m.Artifact) and record.kind != m.DROPPED
-        self.settle(math.inf if waits else 0.0)  # an artifact is safe when its save returns
+        self.settle(_DEVICE_TIMEOUT_S if waits else 0.0)  # it is safe when its save returns
         if self._must_wait():
-            self._set_aside.append(encoded)
+            self._aside.put(Waiting(record=encoded))
         else:
             self._append(encoded)
 
     def latest(self) -> Latest:
         """How many ticks there are, and the last one.  Waits for what a device still computes."""
-        self.settle(math.inf)
+        self.settle(_DEVICE_TIMEOUT_S)
         if self._is_nested():  # the baton's holder cannot go on before we return
             return self._latest_before(self._committed())
         return self._look()
@@ -246,20 +230,20 @@ class Producer:
         return [n for g, n in keys if g == "time"], [n for g, n in keys if g == "stats"]
 
     def settle(self, timeout: float) -> bool:
-        """Write what was set aside, waiting for the device that computes its values.
+        """Write what was set aside so far, waiting for room and for who computes its values.
 
         Args:
             timeout: seconds.
 
         Returns:
-            Whether all is written.
+            Whether that much is written.
         """
-        return self._write_set_aside(time.monotonic() + timeout, self._wait_s)
+        return self._aside.settle(time.monotonic() + timeout)
 
     @property
     def is_behind(self) -> bool:
         """Whether ticks are set aside."""
-        return bool(self._set_aside)
+        return self._aside.blocks
 
     def catch_up(self) -> int:
         """Write what was set aside, and tell the ring how far the ticks go, and of lost ones.
@@ -272,7 +256,7 @@ class Producer:
         """
         if not self._closed:
             if not self._is_told():
-                self._write_set_aside(0.0, None)
+                self.settle(0.0)
                 self._maybe_tell_gap()
                 self._tell_ring()
             self.ring.prepare()
@@ -287,7 +271,7 @@ class Producer:
         """Whether nothing has come since the last look; quick, for there may be many loggers."""
         home = self._home
         return (
-            not (self._set_aside or self._gap)
+            not (self._aside.blocks or self._gap)
             and home.baton == [home.segment.end + len(home.head)]
             and self._home is home
         )
@@ -336,7 +320,7 @@ class Producer:
                 raise LoggerClosed(self._closed)
             self.forward(clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save)
             return
-        if self._set_aside:
+        if self._aside.blocks:
             self.settle(0.0)
         key = _tick_key(clock_tick, stats_tick)
         artifacts = (model, plot_fig, extra_obj, grads)
@@ -364,113 +348,71 @@ class Producer:
     ) -> None:
         described = ticks.describe(clock, stats, device_values.fetch)
         if described.pending or self._must_wait():
-            self._put_aside(_Waiting(seconds, described, described.size))
+            self._put_aside(Waiting(seconds, described))
             return
         schema = self._write_or_drop(seconds, described, wait_s)
         # None of a schema that is not in the stream: its writer would need no room but its own.
         if schema is None or key == _NO_KEYS:
             return
-        if described.direct is not None:
+        if described.direct is not None and tick_writers.is_worthwhile(schema):
             self._make_ready(key, schema, described.direct)
 
     # --- what is set aside ----------------------------------------------------------------------
     def _must_wait(self) -> bool:
         """Whether what comes now has to be set aside: behind others, or by who may not write."""
-        return bool(self._set_aside) or not self._turn or self._is_nested()
+        return self._aside.blocks or self._is_nested()
 
-    def _put_aside(self, tick: _Waiting) -> None:
+    def _put_aside(self, tick: Waiting) -> None:
         """Have a tick written later.  Errors are raised now, while its caller can be told."""
-        self._check_kinds(tick.described)
-        self._note_kinds(tick.described.clock, tick.described.stats)
-        self._set_aside.append(tick)
-        if self._closed:  # meanwhile, and nobody will look any more
-            with contextlib.suppress(ValueError):
-                self._set_aside.remove(tick)
-                raise LoggerClosed(self._closed)
+        assert tick.described is not None
+        self._check_late(tick.described)
+        self._aside.put(tick)
+        if self._closed and self._aside.withdraw(tick):  # meanwhile, and nobody looks any more
+            raise LoggerClosed(self._closed)
         if self._is_nested():
             return
         if self._home.schema is not None:
             self._turn_to(None)  # no generated writer is to overtake it
-        if len(self._set_aside) > _MAX_SET_ASIDE or (
-            tick.size > _MAX_SET_ASIDE_BYTES // _MAX_SET_ASIDE
-            and _waiting_bytes(self._set_aside) > _MAX_SET_ASIDE_BYTES
+        self._bound_aside(tick)
+
+    def _check_late(self, described: ticks.Described) -> None:
+        """Refuse what could not be written later."""
+        self._check_kinds(described)
+        if described.size > _MAX_VALUES_BYTES:
+            raise _too_large(described.size)
+        if (described.clock, described.stats) not in self._schemas:
+            self._check_number_of_schemas(len(self._aside))
+        for group, fields in (("time", described.clock), ("stats", described.stats)):
+            self._note_kinds(group, fields)
+
+    def _bound_aside(self, tick: Waiting) -> None:
+        """Wait for the oldest where there is too much; drop it where there is no room for it."""
+        is_large = tick.size > _MAX_SET_ASIDE_BYTES // _MAX_SET_ASIDE
+        while len(self._aside) > _MAX_SET_ASIDE or (
+            is_large and self._aside.size > _MAX_SET_ASIDE_BYTES
         ):
-            self.settle(math.inf)
-
-    def _write_set_aside(self, until: float, wait_s: float | None) -> bool:
-        """Write what was set aside, oldest first, as far as its values have come.
-
-        Args:
-            until: when to stop waiting for values, by `time.monotonic`.
-            wait_s: seconds to wait for room for a tick before it is dropped; None to keep it.
-
-        Returns:
-            Whether all is written.
-        """
-        while self._set_aside and not self._is_nested() and not self._is_here(_WRITE_OLDEST):
-            if self._write_oldest(wait_s):
-                continue
-            if time.monotonic() >= until:
-                return False
-            time.sleep(_ARRIVED_EVERY_S)
-        return not self._set_aside
-
-    def _write_oldest(self, wait_s: float | None) -> bool:
-        """Write the oldest that was set aside, unless another thread is at it.
-
-        Returns:
-            Whether it need not be looked at again.
-        """
-        try:
-            self._turn.pop()
-        except IndexError:
-            # An exception may have come between two steps of whoever had it.
-            others = _threads_inside(_WRITE_OLDEST) - 1
-            self._turn_unheld = 0 if others else self._turn_unheld + 1
-            if self._turn_unheld > _LOST_AFTER_LOOKS:
-                self._turn_unheld = 0
-                self._turn[:] = [None]
-            return False
-        try:
-            return self._write_next(wait_s)
-        finally:
-            self._turn[:] = [None]
-
-    def _write_next(self, wait_s: float | None) -> bool:
-        try:
-            waiting = self._set_aside[0]
-        except IndexError:  # another thread wrote it before we had the turn
-            return True
-        # It stays there until it is written: who waits for all to be written looks there.
-        if isinstance(waiting, bytes):
-            self._append_set_aside(waiting)
-        else:
-            try:
-                if not waiting.has_come():
-                    return False
-                self._write_late(waiting.seconds, ticks.arrived(waiting.described), wait_s)
-            except RingFull:
-                return False
-            except LoggerClosed:  # counted by who has ended the stream
-                return True
-            except Exception as error:  # it was not computed, or is out of bounds
+            oldest = self._aside.oldest()
+            began = time.monotonic()
+            settled = self._aside.settle(math.inf, began + self._wait_s, oldest)
+            if self._wait_s:
+                self.blocked_s += time.monotonic() - began
+            if not settled and oldest is not None and self._aside.withdraw(oldest):
+                oldest.is_done = True
                 self._lose(1)
-                self._on_lost(f"a tick was refused: {error}")
-        with contextlib.suppress(IndexError):  # as above
-            self._set_aside.popleft()
-        return True
+                self._on_lost("a tick was dropped: there is no room for it")
 
-    def _write_late(self, seconds: float, described: ticks.Described, wait_s: float | None) -> None:
-        if wait_s is None:
-            self._write_tick(seconds, described, drop=False)
+    def _write_late(self, waiting: Waiting) -> None:
+        if waiting.described is None:
+            self._append(waiting.record)
         else:
-            self._write_or_drop(seconds, described, wait_s)
+            self._write_tick(waiting.seconds, waiting.arrive(), drop=False, waiting=waiting)
 
-    def _append_set_aside(self, record: bytes) -> None:
-        try:
-            self._append(record)
-        except RingFull as error:
-            self._on_lost(f"what a signal handler saved cannot be noted: {error}")
+    def _refused(self, waiting: Waiting, error: Exception) -> None:
+        if waiting.described is None:
+            self._on_lost(f"what was saved cannot be noted: {error}")
+            return
+        self._lose(1)
+        self._on_lost(f"a tick was refused: {error}")
 
     # --- writing --------------------------------------------------------------------------------
     def _write_or_drop(
@@ -514,11 +456,7 @@ class Producer:
         if schema is not None:
             return schema
         self._check_kinds(described)
-        if len(self._schemas) >= m.MAX_SCHEMAS:
-            raise ValueError(
-                f"more than {m.MAX_SCHEMAS} combinations of keys in one run: "
-                "do not make key names from step numbers or values"
-            )
+        self._check_number_of_schemas()
         schema = m.Schema(self._next_number, *fields)
         if sum(each.size for each in self._schemas.values()) + schema.size > m.MAX_SCHEMA_BYTES:
             raise ValueError(
@@ -528,14 +466,21 @@ class Producer:
         self._next_number += 1
         return schema
 
+    def _check_number_of_schemas(self, others: int = 0) -> None:
+        if len(self._schemas) + others >= m.MAX_SCHEMAS:
+            raise ValueError(
+                f"more than {m.MAX_SCHEMAS} combinations of keys in one run: "
+                "do not make key names from step numbers or values"
+            )
+
     def _register(self, schema: m.Schema) -> None:
         self._schemas[schema.clock, schema.stats] = schema
-        self._note_kinds(schema.clock, schema.stats)
+        self._note_kinds("time", schema.clock)
+        self._note_kinds("stats", schema.stats)
 
-    def _note_kinds(self, clock: tuple[m.Field, ...], stats: tuple[m.Field, ...]) -> None:
-        for group, fields in (("time", clock), ("stats", stats)):
-            for field in fields:
-                self._kinds.setdefault((group, field.name), field.kind)
+    def _note_kinds(self, group: str, fields: tuple[m.Field, ...]) -> None:
+        for field in fields:
+            self._kinds.setdefault((group, field.name), field.kind)
 
     def _make_ready(self, key: TickKey, schema: m.Schema, direct: tuple[Any, ...]) -> None:
         """Generate the writer for ticks like this one and let it take the next."""
@@ -569,11 +514,19 @@ class Producer:
         self._install(update)
 
     # --- code that holds the baton --------------------------------------------------------------
-    def _write_tick(self, seconds: float, described: ticks.Described, *, drop: bool) -> m.Schema:
+    def _write_tick(
+        self,
+        seconds: float,
+        described: ticks.Described,
+        *,
+        drop: bool,
+        waiting: Waiting | None = None,
+    ) -> m.Schema:
         """Put a tick behind the others, after its schema if that is new.
 
         Args:
             drop: count it as lost where there is no room for it.
+            waiting: which it was; perhaps it is written already.
 
         Returns:
             Its schema.
@@ -586,12 +539,8 @@ class Producer:
         expected = self._home.schema
         try:
             schema = self._schema(described)
-            record = _encode_tick(schema, seconds, described.values)
-            self._put_gap()
-            if (schema.clock, schema.stats) not in self._schemas:
-                self._put(wire.encode_record(schema))
-                self._register(schema)
-            self._put(record)
+            if not self._is_there(waiting):
+                self._put_tick(schema, seconds, described, waiting)
             expected = schema
         except RingFull:
             if drop:
@@ -602,6 +551,27 @@ class Producer:
         finally:
             self._give(expected)
         return schema
+
+    def _put_tick(
+        self,
+        schema: m.Schema,
+        seconds: float,
+        described: ticks.Described,
+        waiting: Waiting | None,
+    ) -> None:
+        record = _encode_tick(schema, seconds, described.values)
+        self._put_gap()
+        if (schema.clock, schema.stats) not in self._schemas:
+            self._put(wire.encode_record(schema))
+            self._register(schema)
+        self._put(record, waiting)
+
+    def _is_there(self, waiting: Waiting | None) -> bool:
+        """Whether an attempt to write it was interrupted when it was written."""
+        if waiting is None or waiting.place is None:
+            return False
+        segment, end = waiting.place
+        return segment is not self.ring.active or segment.end >= end
 
     def _append(self, record: bytes) -> None:
         """Put a record that is no tick behind the others."""
@@ -620,15 +590,39 @@ class Producer:
             self._give(self._home.schema)
 
     def _end(self, why: str) -> int:
-        """End the stream and keep the baton for good.  Returns: ticks that had to be given up."""
-        self._acquire()
+        """End the stream and keep the baton for good.
+
+        A signal handler that has interrupted its holder takes it from it: that one cannot go on
+        before we return, and what it had not committed is none of the stream.
+
+        Returns:
+            Ticks that had to be given up.
+        """
+        is_nested = self._is_nested()
+        self._acquire(force=is_nested)
+        if is_nested:  # its holder is to write nowhere when it goes on
+            for writer in self._writers.values():
+                writer.bind(bytearray(self.ring.active.size))
         self._closed = why
-        late = sum(isinstance(waiting, _Waiting) for waiting in self._set_aside.copy())
-        self._set_aside.clear()
-        self.lost += late
-        self._gap += late
+        before = self.lost
+        while (waiting := self._aside.take()) is not None:
+            try:
+                self._put_late(waiting)
+            except Exception:  # there is no room, its computation has failed, it is out of bounds
+                self.lost += waiting.described is not None
+                self._gap += waiting.described is not None
+            waiting.is_done = True
         self.end()
-        return late
+        return self.lost - before
+
+    def _put_late(self, waiting: Waiting) -> None:
+        if waiting.described is None:
+            self._put(waiting.record)
+        elif not self._is_there(waiting):
+            if not waiting.has_come():
+                raise TimeoutError
+            described = waiting.arrive()
+            self._put_tick(self._schema(described), waiting.seconds, described, waiting)
 
     def _lose(self, count: int) -> None:
         """Count ticks as lost."""
@@ -639,6 +633,16 @@ class Producer:
             self.ring.note_lost(self._gap)
         finally:
             self._give(None)
+
+    def _put_aside_meanwhile(self) -> None:
+        """Turn away from a schema: another thread set a tick aside before it was turned to."""
+        home = self._home
+        with contextlib.suppress(IndexError):  # somebody writes just now, and may
+            end = home.baton.pop() - len(home.head)
+            active = home.segment
+            active.end = end
+            self._dirty_end = max(self._dirty_end, min(end + self._widest, active.size))
+            self._put_down(None)
 
     def _turn_to(self, schema: m.Schema | None) -> None:
         """Let the writers of a schema take the next ticks; None for the general way."""
@@ -664,8 +668,13 @@ class Producer:
             self._gap = 0
             self.ring.note_lost(0)
 
-    def _put(self, record: bytes, *, is_last: bool = False) -> None:
-        """Write a record behind the others and commit it.  Args: is_last: as of `Ring.roll`."""
+    def _put(self, record: bytes, waiting: Waiting | None = None, *, is_last: bool = False) -> None:
+        """Write a record behind the others and commit it.
+
+        Args:
+            waiting: is told where.
+            is_last: as of `Ring.roll`.
+        """
         active = self.ring.active
         if active.end + len(record) >= active.size:
             counted = bytes(active.content(HEADER_BYTES, active.end)) if self._tally else b""
@@ -674,6 +683,8 @@ class Producer:
             if self._tally is not None:
                 self._tally.add(counted, self.schemas)
         end = active.end + len(record)
+        if waiting is not None:
+            waiting.place = active, end
         self._clean(active.end + 1)
         active.buffer[active.end : end] = record
         active.buffer[end] = tick_layout.COMMITTED
@@ -686,8 +697,8 @@ class Producer:
         self._dirty_end = 0
 
     # --- the baton ----------------------------------------------------------------------------
-    def _acquire(self) -> None:
-        """Take the baton, waiting for its holder.
+    def _acquire(self, *, force: bool = False) -> None:
+        """Take the baton, waiting for its holder.  Args: force: do not wait.
 
         From now on `end` of the active segment is where the committed records end.  Next: `_give`.
         An exception may come between any two steps of whoever holds the baton; so what a step has
@@ -701,7 +712,7 @@ class Producer:
             except IndexError:
                 if self._closed:
                     raise LoggerClosed(self._closed) from None
-            unheld = self._wait(unheld)
+            unheld = _LOST_AFTER_LOOKS + 1 if force else self._wait(unheld)
             if unheld > _LOST_AFTER_LOOKS:
                 end = self._committed()
                 break
@@ -710,7 +721,19 @@ class Producer:
         self._dirty_end = max(self._dirty_end, min(end + self._widest, active.size))
 
     def _give(self, schema: m.Schema | None) -> None:
-        """Put the baton down where the next tick is expected.
+        """Put the baton down where the next tick is expected.  Arguments: of `_put_down`.
+
+        Raises:
+            LoggerClosed: a signal handler has ended the stream in the middle of what we did.
+        """
+        if self._closed:
+            raise LoggerClosed(self._closed)
+        self._put_down(schema)
+        if self._home.schema is not None and self._aside.blocks:
+            self._put_aside_meanwhile()
+
+    def _put_down(self, schema: m.Schema | None) -> None:
+        """Put the baton where a schema's writers take it from.
 
         Args:
             schema: of the next tick, most likely; its head is written, if its writers want that.
@@ -723,7 +746,7 @@ class Producer:
                 writer.bind(active.buffer)
             self._bound = active.buffer
         home = _Home([], None, b"", active)
-        waits = self._gap or self._set_aside or not self._turn
+        waits = self._gap or self._aside.blocks
         if schema is not None and not waits and schema.number in self._homes:
             baton, head = self._homes[schema.number]
             behind = active.end + len(head)
@@ -744,10 +767,6 @@ class Producer:
         """Wait a little.  Returns: how many looks in a row found that nobody has the baton."""
         time.sleep(_LOOK_EVERY_S)
         return 0 if self._held() else unheld + 1
-
-    def _is_here(self, code: CodeType) -> bool:
-        """Whether this call comes from inside a function."""
-        return _is_inside(sys._getframe(), code)
 
     def _held(self) -> bool:
         """Whether some thread is inside code that holds the baton."""
@@ -779,31 +798,12 @@ _HOLDERS: Final = (
     Producer._look.__code__,
     Producer._end.__code__,
     Producer._lose.__code__,
+    Producer._put_aside_meanwhile.__code__,
     Producer._generate.__code__,
     Producer._turn_to.__code__,
     Producer._acquire.__code__,
 )
 _PASSING: Final = (Producer._miss.__code__, Producer._acquire.__code__, Producer._wait.__code__)
-
-
-# Who has the turn to write what was set aside is inside of this.
-_WRITE_OLDEST: Final = Producer._write_oldest.__code__
-
-
-def _is_inside(frame: FrameType | None, code: CodeType) -> bool:
-    while frame is not None:
-        if frame.f_code is code:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _threads_inside(code: CodeType) -> int:
-    return sum(_is_inside(frame, code) for frame in sys._current_frames().values())
-
-
-def _waiting_bytes(waiting: deque[_Waiting | bytes]) -> int:
-    return sum(each.size for each in waiting.copy() if isinstance(each, _Waiting))
 
 
 def _encode_run(run: m.Run) -> bytes:
@@ -821,11 +821,15 @@ def _encode_tick(schema: m.Schema, seconds: float, values: Sequence[Any]) -> byt
         return tick_writers.pack_fixed(schema, seconds, values)
     record = wire.encode_text_tick(schema, seconds, values)
     if len(record) > m.MAX_TICK_BYTES:
-        raise ValueError(
-            f"a tick of {len(record)} bytes, and {m.MAX_TICK_BYTES} is the most one may have: "
-            "store long texts and large arrays as extra objects"
-        )
+        raise _too_large(len(record))
     return record
+
+
+def _too_large(size: int) -> ValueError:
+    return ValueError(
+        f"a tick of {size} bytes, and {m.MAX_TICK_BYTES} is the most one may have: "
+        "store long texts and large arrays as extra objects"
+    )
 
 
 def _tick_key(clock: object, stats: object) -> TickKey:

@@ -87,11 +87,20 @@ def pack_fixed(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes
 
 # A longer tick with text goes the general way: so much may lie behind a writer that was killed.
 MAX_TEXT_TICK_BYTES: Final = 4096
+# Of more, making a writer takes longer than a thousand ticks that go the general way.
+MAX_TEXT_FIELDS: Final = 256
+# Raised by a value that is not what it seems, where there is no room, and where the baton is gone.
+_PASSED_OVER: Final = ("LookupError", "TypeError", "ValueError", "ArithmeticError", "RuntimeError")
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SIGNATURE = (
     "clock_tick, stats_tick, model=None, plot_fig=None, extra_obj=None, grads=None, save=False"
 )
 _PASSED_ON = "clock_tick, stats_tick, model, plot_fig, extra_obj, grads, save"
+
+
+def is_worthwhile(schema: m.Schema) -> bool:
+    """Whether a writer is generated for a schema."""
+    return tick_layout.has_fixed_layout(schema) or len(schema.fields) <= MAX_TEXT_FIELDS
 
 
 def head_before(schema: m.Schema) -> bytes:
@@ -100,10 +109,10 @@ def head_before(schema: m.Schema) -> bytes:
 
 
 def most_bytes(schema: m.Schema) -> int:
-    """The longest tick that a generated writer of a schema writes, in bytes."""
+    """What a generated writer of a schema may have written when it is interrupted, in bytes."""
     if tick_layout.has_fixed_layout(schema):
         return len(tick_layout.head(schema)) + tick_layout.fixed_values_bytes(schema)
-    return MAX_TEXT_TICK_BYTES
+    return MAX_TEXT_TICK_BYTES + 1  # and the byte behind it
 
 
 def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str]) -> str:
@@ -121,7 +130,7 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
         extra_clocks: keys that the clock has besides the schema's.
     """
     write = _writes_fixed if tick_layout.has_fixed_layout(schema) else _writes_text
-    fetches, guards, packed = _looks(schema, direct, extra_clocks)
+    fetches, guards, reads, packed = _looks(schema, direct, extra_clocks)
     return "\n".join(
         [
             "def make(hooks, pack, Error, ndarray, constants):",
@@ -139,9 +148,10 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
             *(f"            {line}" for line in fetches),
             f"            if not ({' and '.join(guards)}):",
             "                raise KeyError",
+            *(f"            {line}" for line in reads),
             "            at = take()",
             *(f"            {line}" for line in write(schema, packed)),
-            "        except (KeyError, IndexError, TypeError, ValueError, OverflowError, Error):",
+            f"        except ({', '.join(_PASSED_OVER)}, Error):",
             "            if at is not None:  # out of range, not what it seems, or no room",
             "                give(at)",
             "        else:",
@@ -157,15 +167,20 @@ def writer_source(schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequenc
 
 def _looks(
     schema: m.Schema, direct: Sequence[Any], extra_clocks: Sequence[str]
-) -> tuple[list[str], list[str], list[str]]:
-    """Lines that fetch the values, what must be true of them, and what is packed for each."""
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """How to look at a tick.
+
+    Returns:
+        Lines that fetch the values; what must be true of them; lines that read numbers out of
+        arrays, which other code of the user's may run in; and what is packed for each.
+    """
     is_fixed = tick_layout.has_fixed_layout(schema)
     # Looked at before anything is fetched: asking may change other mappings, such as defaultdict.
     fetches = [
         "if not type(clock_tick) is type(stats_tick) is dict:",
         "    raise KeyError",
     ]
-    guards, packed = [], []
+    guards, reads, packed = [], [], []
     for i, (field, known) in enumerate(zip(schema.fields, direct, strict=True)):
         mapping = "clock_tick" if i < len(schema.clock) else "stats_tick"
         fetches.append(f"v{i} = {mapping}[{field.name!r}]")
@@ -173,7 +188,10 @@ def _looks(
         if isinstance(known, Item):
             guards.append(f"type(v{i}) is T{i} and v{i}.dtype == S{i} and v{i}.ndim == 0")
             guards += [f"v{i}.is_cpu"] if known.is_tensor else []
-            packed[-1] = f"v{i}.item()"
+            reads.append(f"w{i} = v{i}.item()")
+            if not is_fixed and field.kind == m.INT:
+                reads += [f"if not {_LEAST} <= w{i} <= {_MOST}:", "    raise KeyError"]
+            packed[-1] = f"w{i}"
         elif field.kind.shape:
             guards.append(f"type(v{i}) is ndarray and v{i}.dtype == D{i} and v{i}.shape == S{i}")
             packed[-1] = f"v{i}.tobytes()"
@@ -189,7 +207,7 @@ def _looks(
         f"len(clock_tick) + len(stats_tick) == {keys}",
         "model is None and plot_fig is None and extra_obj is None and grads is None",
     ]
-    return fetches, guards, packed
+    return fetches, guards, reads, packed
 
 
 def _plain(i: int, known: type) -> str:
@@ -214,7 +232,7 @@ def _writes_text(schema: m.Schema, packed: Sequence[str]) -> list[str]:
     # the head of a tick has already.
     skipped = len(msgpack.packb([0] * items)) - items + 1
     return [
-        f"rest = {head[1:]!r} + pack(({', '.join(['now()', *packed])}))[{skipped}:]",
+        f"rest = {head[1:]!r} + pack(({', '.join(['float(now())', *packed])}))[{skipped}:]",
         "end = at + 1 + len(rest)",
         f"if end - at > {MAX_TEXT_TICK_BYTES} or end >= len(buffer):",
         "    raise KeyError",

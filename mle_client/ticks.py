@@ -75,9 +75,9 @@ class Described:
 
     @property
     def size(self) -> int:
-        """Bytes that the values take, at least."""
+        """Bytes that the values take, without what tells them apart."""
         fields = (*self.clock, *self.stats)
-        texts = (len(value) for value in self.values if isinstance(value, str))
+        texts = (len(value.encode()) for value in self.values if isinstance(value, str))
         fixed = (tick_layout.value_bytes(field.kind) for field in fields if field.kind != m.TEXT)
         return sum(texts) + sum(fixed)
 

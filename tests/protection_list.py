@@ -764,14 +764,14 @@ PROTECTIONS: Final = (
     Protection(
         "a reader never waits for room",
         "mle_client/producer.py",
-        "self._write_set_aside(0.0, None)",
-        "self._write_set_aside(0.0, self._wait_s)",
+        "                self.settle(0.0)\n                self._maybe_tell_gap()",
+        "                self.settle(self._wait_s)\n                self._maybe_tell_gap()",
         "tests/unit/client/test_producer.py -k neither_waits_for_room",
     ),
     Protection(
         "no tick overtakes one whose value is being computed",
         "mle_client/producer.py",
-        "waits = self._gap or self._set_aside or not self._turn",
+        "waits = self._gap or self._aside.blocks",
         "waits = self._gap",
         "tests/unit/client/test_producer.py -k 'stay_in_order_behind or a_thread_that_reads'",
     ),
@@ -792,9 +792,30 @@ PROTECTIONS: Final = (
     Protection(
         "ticks that a device has not computed at the end are counted",
         "mle_client/producer.py",
-        "        self.lost += late\n        self._gap += late\n",
-        "",
+        "                self.lost += waiting.described is not None\n",
+        "                pass\n",
         "tests/unit/client/test_producer.py -k not_computed_at_the_end",
+    ),
+    Protection(
+        "an interrupt doubles no tick",
+        "mle_client/producer.py",
+        "            if not self._is_there(waiting):\n",
+        "            if True:\n",
+        "tests/unit/client/test_producer.py -k interrupt_behind_a_late_write",
+    ),
+    Protection(
+        "close in a signal handler comes back",
+        "mle_client/producer.py",
+        "        self._acquire(force=is_nested)\n",
+        "        self._acquire()\n",
+        "tests/unit/client/test_producer.py -k close_in_a_signal_handler --timeout 5",
+    ),
+    Protection(
+        "who waits for a device waits for what was there",
+        "mle_client/aside.py",
+        "        while last is not None and not last.is_done:",
+        "        while self._queue:\n            last = self._queue[-1]",
+        "tests/unit/client/test_producer.py -k does_not_wait_for_what_comes_later --timeout 20",
     ),
     Protection(
         "a computation that fails is counted",
@@ -806,8 +827,8 @@ PROTECTIONS: Final = (
     Protection(
         "who is far ahead of a device waits for it",
         "mle_client/producer.py",
-        "        if len(self._set_aside) > _MAX_SET_ASIDE or (",
-        "        if False and (",
+        "        while len(self._aside) > _MAX_SET_ASIDE or (",
+        "        while False and (",
         "tests/unit/client/test_producer.py -k far_ahead_of_the_device",
     ),
     Protection(

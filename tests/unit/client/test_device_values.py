@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,66 @@ def test_values_of_all_kinds_come_from_jax(slow: Any) -> None:
     assert described.clock == (m.Field("step", m.INT),)
     assert described.stats == (m.Field("half", m.FLOAT), m.Field("vector", m.Kind("<f4", (2,))))
     assert ticks.arrived(described).values == (0, 0.25, np.full(2, 1.25, "<f4").tobytes())
+
+
+# --- torch, in host memory all the same -----------------------------------------------------------
+class _HostTorch:
+    """torch, whose device is the host: for what is ours, in the absence of a device."""
+
+    cuda = SimpleNamespace(
+        is_current_stream_capturing=lambda: False,
+        current_stream=lambda device: SimpleNamespace(synchronize=lambda: None),
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def empty(self, *shape: Any, pin_memory: bool, **settings: Any) -> Any:
+        assert pin_memory
+        return torch.empty(*shape, **settings)
+
+
+HOST = _HostTorch()
+
+
+def _fetched(value: Any) -> device_values.Pending:
+    pending = device_values._fetch_tensor(HOST, value)
+    assert pending is not None
+    assert pending.is_ready()
+    return pending
+
+
+def test_each_value_has_a_place_of_its_own_until_it_was_got() -> None:
+    pending = [_fetched(torch.tensor(float(i))) for i in range(3_000)]
+    assert [each.get() for each in pending] == list(range(3_000))
+    first, second = (_fetched(torch.tensor(value)) for value in (1.0, 2.0))
+    assert [first.get(), first.get(), first.is_ready()] == [1.0, 1.0, True]
+    third = _fetched(torch.tensor(3.0))
+    assert [each.get() for each in (first, second, third)] == [1.0, 2.0, 3.0]
+
+
+def test_places_made_in_inference_mode_are_used_outside_of_it() -> None:
+    with torch.inference_mode():
+        inside = _fetched(torch.tensor(1, dtype=torch.int16))
+    outside = _fetched(torch.tensor(2, dtype=torch.int16))
+    assert [inside.get(), outside.get()] == [1, 2]
+
+
+def test_places_lie_in_host_memory_whatever_torch_makes_tensors_on() -> None:
+    value = torch.tensor(1.5, dtype=torch.float16)
+    torch.set_default_device("meta")
+    try:
+        pending = _fetched(value)
+    finally:
+        torch.set_default_device(None)
+    assert pending.get() == 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_types_that_numpy_does_not_know_come_as_floats(dtype: Any) -> None:
+    value = torch.tensor([0.5, 1.5]).to(dtype)
+    assert _fetched(value).get().tolist() == [0.5, 1.5]
+    assert _fetched(value[1]).get() == 1.5
 
 
 # --- torch on a CUDA device -----------------------------------------------------------------------

@@ -23,12 +23,17 @@ import pytest
 from mle_client import device_values, wire
 from mle_client import messages as m
 from mle_client import producer as producer_module
+from mle_client.aside import Aside, Waiting
 from mle_client.device_values import Pending
 from mle_client.errors import LoggerClosed
 from mle_client.producer import Producer
 from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, read_remains
 from mle_client.tally import Latest, Tally
 from tests.unit.client.test_wire import RUN
+
+LATE = (
+    "{} ticks are lost: their values have not come from their device, or there is no room for them"
+)
 
 
 class Stage:
@@ -912,10 +917,11 @@ def test_what_a_device_has_not_computed_at_the_end_is_counted(stage: Stage, devi
     stage.update({"step": 1}, {"loss": device.value(0.5)})
     stage.update({"step": 2}, {"loss": 0.5})
     stage.producer.close(timeout=0.05)
-    *_, gap, end = stage.records()
-    assert isinstance(end, m.End)
-    assert (gap.ticks, stage.producer.lost) == (2, 2)
-    assert stage.lost == ["2 ticks are lost: their values had not come from their device"]
+    *_, gap, _, end = stage.records()
+    assert (gap, end) == (m.Gap(1, gap.reason), m.End())
+    assert stage.column("step") == [0, 2]
+    assert stage.producer.lost == 1
+    assert stage.lost == [LATE.format(1)]
     with pytest.raises(LoggerClosed):
         stage.update({"step": 3}, {"loss": 0.5})
 
@@ -926,17 +932,17 @@ def test_who_is_far_ahead_of_the_device_waits_for_it(
     monkeypatch.setattr(producer_module, "_MAX_SET_ASIDE", 8)
     for step in range(8):
         stage.update({"step": step}, {"loss": device.value(0.5)})
-    assert len(stage.producer._set_aside) == 8
+    assert len(stage.producer._aside) == 8
     threading.Timer(0.1, device.compute).start()
     stage.update({"step": 8}, {"loss": device.value(0.5)})
-    assert not stage.producer.is_behind
+    assert len(stage.producer._aside) <= 8  # it has waited for the oldest
     assert stage.column("step") == list(range(9))
 
 
 def test_an_artifact_is_noted_behind_its_tick(stage: Stage, device: Device) -> None:
     stage.update({"step": 0}, {"loss": device.value(0.5)})
     stage.producer.record(m.Artifact(1, m.DROPPED, "", {}))
-    assert len(stage.producer._set_aside) == 2
+    assert len(stage.producer._aside) == 2
     threading.Timer(0.1, device.compute).start()
     stage.producer.record(m.Artifact(2, "figure", "figures/a.png", {}))
     kinds = [type(record) for record in stage.records()]
@@ -1009,6 +1015,120 @@ def test_the_turn_of_a_thread_that_an_exception_took_is_found_out(
 ) -> None:
     stage.update({"step": 0}, {"loss": device.value(0.5)})
     device.compute()
-    stage.producer._turn.clear()
+    stage.producer._aside._turn.clear()
     assert stage.producer.settle(60.0)
     assert stage.column("step") == [0]
+
+
+def test_who_waits_for_what_is_set_aside_does_not_wait_for_what_comes_later(
+    stage: Stage, device: Device
+) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    over = threading.Event()
+
+    def log() -> None:
+        step = 1
+        while not over.is_set():
+            stage.update({"step": step}, {"loss": device.value(0.5)})
+            device.compute(1)  # always one behind
+            step += 1
+
+    thread = threading.Thread(target=log)
+    thread.start()
+    try:
+        assert all(stage.producer.settle(60.0) for _ in range(20))
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_an_interrupt_behind_a_late_write_doubles_no_tick(
+    stage: Stage, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    stage.update({"step": 1}, {"loss": 0.5})
+    device.compute()
+    withdraw, left = Aside.withdraw, [1]
+
+    def interrupted(self: Aside, waiting: Waiting) -> bool:
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return withdraw(self, waiting)
+
+    monkeypatch.setattr(Aside, "withdraw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stage.update({"step": 2}, {"loss": 0.5})
+    stage.update({"step": 3}, {"loss": 0.5})
+    assert stage.column("step") == [0, 1, 3]
+    assert stage.producer.lost == 0
+
+
+def test_what_would_be_too_large_later_is_refused_now(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    count = 2 * m.MAX_TICK_BYTES // m.MAX_STRING_BYTES
+    texts = {f"text {i}": "ö" * (m.MAX_STRING_BYTES // 2) for i in range(count)}
+    with pytest.raises(ValueError, match="is the most one may have"):
+        stage.update({"step": 1}, texts)
+    device.compute()
+    assert stage.column("step") == [0]
+
+
+def test_records_that_wait_are_there_when_the_stream_ends(stage: Stage, device: Device) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5)})
+    stage.producer.record(m.Artifact(1, m.DROPPED, "", {}))
+    stage.producer.close()
+    kinds = [type(record) for record in stage.records()]
+    assert kinds[-3:] == [m.Artifact, m.Gap, m.End]
+
+
+def test_a_callback_that_closes_finds_each_lost_tick_counted_once(
+    stage: Stage, device: Device
+) -> None:
+    stage.update({"step": 0}, {"loss": device.value(0.5, fails=True)})
+    stage.update({"step": 1}, {"loss": 0.5})
+    stage.producer._on_lost = lambda why: stage.producer.close()  # type: ignore[assignment]
+    with contextlib.suppress(LoggerClosed):
+        stage.producer.catch_up()
+    assert stage.column("step") == [1]
+    assert stage.producer.lost == 1
+
+
+def test_where_there_is_no_room_an_update_waits_so_long_at_most(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer_module, "_MAX_SET_ASIDE", 4)
+    stage = Stage(tmp_path, wait_s=0.2, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
+    number = stage.fill(left=4_000)
+    for i in range(4):
+        stage.update({"step": number + i}, {"loss": device.value(0.5), "text": "x" * 5_000})
+    device.compute()
+    assert (stage.producer.lost, stage.producer.blocked_s) == (0, 0.0)
+    stage.update({"step": number + 4}, {"loss": device.value(0.5), "text": "x" * 5_000})
+    assert stage.producer.lost == 1
+    assert 0.2 <= stage.producer.blocked_s < 0.4
+    stage.ring.delete()
+
+
+@pytest.mark.parametrize("text", [{}, {"text": "some"}], ids=["numbers", "text"])
+def test_close_in_a_signal_handler_that_has_interrupted_a_write_comes_back(
+    stage: Stage, text: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closes: list[int] = []
+    real = time.time
+
+    def now() -> float:  # asked for while the baton is held
+        if closes == [0]:
+            closes[0] = stage.producer.close()
+        return real()
+
+    monkeypatch.setattr(time, "time", now)
+    for step in range(3):
+        stage.update({"step": step}, {"loss": 0.5, **text})
+    closes.append(0)
+    with contextlib.suppress(LoggerClosed):
+        stage.update({"step": 3}, {"loss": 0.5, **text})
+    assert closes != [0]
+    assert stage.column("step")[:3] == [0, 1, 2]
+    with pytest.raises(LoggerClosed):
+        stage.producer.update({"step": 4}, {"loss": 0.5, **text})

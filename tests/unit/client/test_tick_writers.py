@@ -216,9 +216,10 @@ def test_a_number_in_an_array_is_taken_and_another_type_goes_the_general_way(
     assert len(bench.missed) == len(others)
 
 
-def test_a_number_that_no_int64_holds_goes_the_general_way() -> None:
-    bench = Bench({}, {"x": np.array(7, np.uint64)})
-    bench.writer.update({}, {"x": np.array(2**63, np.uint64)})
+@pytest.mark.parametrize("text", [{}, {"text": "some"}], ids=["alone", "beside text"])
+def test_a_number_that_no_int64_holds_goes_the_general_way(text: dict[str, str]) -> None:
+    bench = Bench({}, {"x": np.array(7, np.uint64), **text})
+    bench.writer.update({}, {"x": np.array(2**63, np.uint64), **text})
     assert len(bench.missed) == 1
     assert bench.baton == [64]
 
