@@ -770,9 +770,9 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "no tick overtakes one whose value is being computed",
-        "mle_client/producer.py",
-        "waits = self._gap or self._aside.blocks",
-        "waits = self._gap",
+        "mle_client/aside.py",
+        "return bool(self._queue) or not self._turn",
+        "return not self._turn",
         "tests/unit/client/test_producer.py -k 'stay_in_order_behind or a_thread_that_reads'",
     ),
     Protection(
@@ -820,8 +820,8 @@ PROTECTIONS: Final = (
     Protection(
         "a computation that fails is counted",
         "mle_client/producer.py",
-        "                self._lose(1)\n",
-        "",
+        '        self._lose(1)\n        self._on_lost(f"a tick was refused',
+        '        self._on_lost(f"a tick was refused',
         "tests/unit/client/test_producer.py -k computation_that_fails",
     ),
     Protection(

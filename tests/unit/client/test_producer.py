@@ -518,14 +518,16 @@ def test_a_signal_ends_the_wait_for_room(blocking: Stage) -> None:
 
 
 def test_who_reads_a_stream_neither_waits_for_room_nor_drops(
-    tmp_path: Path, device: Device
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reader is who makes room."""
     stage = Stage(tmp_path, wait_s=0.5, memory_bytes=SEGMENT_BYTES, spill_bytes=0)
     number = stage.fill(left=4_000)
     stage.update({"step": number}, {"loss": device.value(0.5), "text": "x" * 5_000})
     device.compute()
-    stage.producer.catch_up()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+        stage.producer.catch_up()
     assert (stage.producer.lost, stage.producer.blocked_s) == (0, 0.0)
     assert stage.producer.is_behind
     stage.ring._memory_bytes = 2**20
