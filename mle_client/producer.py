@@ -571,7 +571,7 @@ class Producer:
         if waiting is None or waiting.place is None:
             return False
         segment, end = waiting.place
-        return segment is not self.ring.active or segment.end >= end
+        return segment.end >= end
 
     def _append(self, record: bytes) -> None:
         """Put a record that is no tick behind the others."""
