@@ -25,8 +25,9 @@ from mle_client.ticks import Described, arrived
 
 # How often it is looked whether something can be written that somebody waits for.
 _LOOK_EVERY_S: Final = 0.0002
-# The turn is taken for lost after so many looks at which nobody had it and it was not there.
-_LOST_AFTER_LOOKS: Final = 20
+# A turn is held for some microseconds.  Where nobody has given it back for so long, it is looked
+# whether anybody has it; that is slow, and not to be done in every `update`.
+_LONG_S: Final = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +88,8 @@ class Aside:
         self._may_write = may_write
         self._queue: deque[Waiting] = deque()
         self._turn: list[None] = [None]  # empty while a thread writes
-        self._unheld = 0  # looks in a row at which it was not there, and nobody had it
+        self._turns = 0  # that were given back
+        self._missing = 0, 0.0  # how many there were when the turn was first missed, and when
 
     @property
     def blocks(self) -> bool:
@@ -166,17 +168,24 @@ class Aside:
         try:
             self._turn.pop()
         except IndexError:
-            # An exception may have come between two steps of whoever had it.
-            others = _threads_inside(_WRITE_OLDEST) - 1
-            self._unheld = 0 if others else self._unheld + 1
-            if self._unheld > _LOST_AFTER_LOOKS:
-                self._unheld = 0
-                self._turn[:] = [None]
+            self._find_turn()
             return False
         try:
             return self._write_next()
         finally:
+            self._turns += 1
             self._turn[:] = [None]
+
+    def _find_turn(self) -> None:
+        """Put the turn back if nobody has it: an exception came between two steps of who had."""
+        now = time.monotonic()
+        turns, since = self._missing
+        if turns != self._turns or not since:
+            self._missing = self._turns, now
+        elif now - since > _LONG_S:
+            self._missing = self._turns, 0.0
+            if _threads_inside(_WRITE_OLDEST) == 1 and turns == self._turns:  # only this one
+                self._turn[:] = [None]
 
     def _write_next(self) -> bool:
         waiting = self.oldest()

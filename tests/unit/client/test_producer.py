@@ -107,8 +107,9 @@ class Device:
         self.waits = 0
 
     def value(self, number: float, **state: bool) -> OnDevice:
-        self.queue.append(OnDevice(number, **state))
-        return self.queue[-1]
+        value = OnDevice(number, **state)
+        self.queue.append(value)
+        return value
 
     def compute(self, count: int = 10**9) -> None:
         for _ in range(min(count, len(self.queue))):
