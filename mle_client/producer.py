@@ -48,6 +48,9 @@ _NO_KEYS: Final[TickKey] = ((), ())
 # may fall between two steps of another thread; twenty in a row do not.
 _LOST_AFTER_LOOKS: Final = 20
 _LOOK_EVERY_S: Final = 0.0005
+# Before that it is awaited so often without a look at other threads' stacks: whoever has it gives
+# it back within microseconds, and to walk the stack of a running thread has crashed CPython 3.11.
+_WAITS_FIRST: Final = 100
 # How often a tick that waits for room looks for it.  The sender makes room every 20 ms at most, and
 # a look costs some ten microseconds.
 _ROOM_EVERY_S: Final = 0.002
@@ -704,7 +707,7 @@ class Producer:
         An exception may come between any two steps of whoever holds the baton; so what a step has
         changed must be true by itself, and the rest is found out here.
         """
-        unheld = 0
+        waits = unheld = 0
         while True:
             try:
                 end = self._home.baton.pop() - len(self._home.head)
@@ -712,8 +715,10 @@ class Producer:
             except IndexError:
                 if self._closed:
                     raise LoggerClosed(self._closed) from None
-            unheld = _LOST_AFTER_LOOKS + 1 if force else self._wait(unheld)
-            if unheld > _LOST_AFTER_LOOKS:
+            waits += 1
+            if not force:
+                unheld = self._wait(unheld, looks=waits > _WAITS_FIRST)
+            if force or unheld > _LOST_AFTER_LOOKS:
                 end = self._committed()
                 break
         active = self.ring.active
@@ -763,10 +768,17 @@ class Producer:
         with memoryview(active.buffer)[active.end : active.size] as content:
             return active.end + tick_layout.committed_end(content)
 
-    def _wait(self, unheld: int) -> int:
-        """Wait a little.  Returns: how many looks in a row found that nobody has the baton."""
+    def _wait(self, unheld: int, *, looks: bool) -> int:
+        """Wait a little.
+
+        Args:
+            looks: also look whether somebody has the baton.
+
+        Returns:
+            How many looks in a row have found that nobody has.
+        """
         time.sleep(_LOOK_EVERY_S)
-        return 0 if self._held() else unheld + 1
+        return 0 if not looks or self._held() else unheld + 1
 
     def _held(self) -> bool:
         """Whether some thread is inside code that holds the baton."""
