@@ -188,6 +188,7 @@ class MLELogger:
         self._sync = sync or os.environ.get("MLE_SYNC", "") not in ("", "0")
         self._on_error, self._strict = on_error, strict
         self._errors: list[MLEError] = []
+        self._missed: list[MLEError] = []  # told while the garbage collector was at this logger
         self._raise_next: MLEError | None = None
         self._report: Report | None = None
         self._closing = threading.RLock()  # a signal handler may close what is being closed
@@ -427,6 +428,8 @@ class MLELogger:
         if not self._closing.acquire(blocking=False):  # at exit `close` may be at it
             return
         try:
+            while self._missed:
+                self._failed(self._missed.pop(0))
             if self._report is None and self._has_arrived(channel):
                 self._report = self._settle(channel, flushed=False)
                 lifetime.forget(self)
@@ -494,7 +497,7 @@ class MLELogger:
         """Begin to show this run in the terminal."""
         from mle_client.console import Console  # loads rich
 
-        failed = _weakly(self._failed)  # the console has a thread
+        failed = _weakly(self._failed, self._missed)  # the console has a thread
         console = Console(
             start_time=self._run.start_time,
             **names,
@@ -718,7 +721,9 @@ class MLELogger:
             os.path.join(spill, layout.SNAPSHOTS_DIR),
         )
         self._producer = stream
-        self._channel = channel = self._transport.add(stream, arena, _weakly(self._failed))
+        self._channel = channel = self._transport.add(
+            stream, arena, _weakly(self._failed, self._missed)
+        )
         if not run.forked:
             self._saver.bind(stream, arena, self._transport.shipper)
         stream.install(self._take_over)
@@ -793,14 +798,23 @@ class MLELogger:
 _METHOD: Final = MLELogger.update
 
 
-def _weakly(method: Callable[[MLEError], None]) -> Callable[[MLEError], None]:
-    """What calls a method as long as its object is there, and does not keep it."""
+def _weakly(
+    method: Callable[[MLEError], None], missed: list[MLEError]
+) -> Callable[[MLEError], None]:
+    """What calls a method as long as its object is there, and does not keep it.
+
+    Args:
+        missed: gets what comes when it is not there: the garbage collector clears references before
+            it calls what `dropped` is called by, and then the object is back.
+    """
     reference = weakref.WeakMethod(method)
 
     def call(error: MLEError) -> None:
         found = reference()
         if found is not None:
             found(error)
+        else:
+            missed.append(error)
 
     return call
 

@@ -918,8 +918,8 @@ PROTECTIONS: Final = (
     Protection(
         "nothing holds a dropped logger",
         "mle_client/logger.py",
-        "_weakly(self._failed))",
-        "self._failed)",
+        "            stream, arena, _weakly(self._failed, self._missed)\n",
+        "            stream, arena, self._failed\n",
         "tests/integration/test_dropped_loggers.py::test_a_logger_that_was_dropped_ends_its_run",
     ),
     Protection(
