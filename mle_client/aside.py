@@ -90,6 +90,7 @@ class Aside:
         self._turn: list[None] = [None]  # empty while a thread writes
         self._turns = 0  # that were given back
         self._missing = 0, 0.0  # how many there were when the turn was first missed, and when
+        self.blocked_s = 0.0  # that `settle` has waited for room
 
     @property
     def blocks(self) -> bool:
@@ -128,13 +129,13 @@ class Aside:
         return None
 
     def settle(
-        self, until: float, room_until: float = float("inf"), last: Waiting | None = None
+        self, until: float, room_s: float = float("inf"), last: Waiting | None = None
     ) -> bool:
         """Write what is there, oldest first, as far as its values have come and there is room.
 
         Args:
             until: when to stop waiting, by `time.monotonic`.
-            room_until: when to stop waiting for room.
+            room_s: seconds to wait for room.
             last: up to this one; None for all that is there now.  What comes meanwhile is not
                 waited for.
 
@@ -144,6 +145,8 @@ class Aside:
         if last is None:
             with contextlib.suppress(IndexError):
                 last = self._queue[-1]
+        looked = time.monotonic()
+        room_until = looked + room_s
         while last is not None and not last.is_done:
             if not self._may_write() or self._is_here():
                 return False
@@ -154,6 +157,9 @@ class Aside:
             except RingFull:
                 has_room = False
             now = time.monotonic()
+            if not has_room:
+                self.blocked_s += now - looked
+            looked = now
             if now >= until or (now >= room_until and not has_room):
                 return False
             time.sleep(_LOOK_EVERY_S)

@@ -56,8 +56,9 @@ def fetch(value: Any) -> Pending | None:
 
 def is_plain_tensor(value: Any) -> bool:
     """Whether a tensor of torch lies in host memory, and its value is what that memory holds."""
-    torch = sys.modules["torch"]
-    return type(value) in _tensor_types(torch) and bool(value.is_cpu) and not value.is_quantized
+    torch = sys.modules.get("torch")
+    is_tensor = torch is not None and type(value) in _tensor_types(torch)
+    return is_tensor and bool(value.is_cpu) and not value.is_quantized
 
 
 # --- torch ----------------------------------------------------------------------------------------

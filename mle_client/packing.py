@@ -19,6 +19,7 @@ _FIRST_FEED_BYTES: Final = 1024  # of a record; most are shorter
 
 
 def pack(body: list[Any]) -> bytes:
+    """An array as msgpack."""
     packed: bytes = msgpack.packb(body, use_bin_type=True)
     return packed
 
@@ -93,7 +94,8 @@ def unpack_prefix(
 def unpack_alike(data: memoryview, at: int, first: bytes) -> tuple[list[list[Any]], int]:
     """The msgpack arrays from `at` on that begin with the same bytes, and where they end.
 
-    Many are unpacked from one copy, as many as it has whole.
+    The first is unpacked by itself, for it may be the only one; of the others as many from one copy
+    as it has whole.
 
     Args:
         first: what they begin with: the mark of an array, and more.
@@ -102,28 +104,36 @@ def unpack_alike(data: memoryview, at: int, first: bytes) -> tuple[list[list[Any
         ProtocolError: one is cut short, or no msgpack.
     """
     rows: list[list[Any]] = []
-    size = len(first)
+    size, length = len(first), 0
     while bytes(data[at : at + size]) == first:
-        fed = bytes(data[at : at + _FEED_BYTES])
-        unpacker = msgpack.Unpacker(
-            raw=False,
-            strict_map_key=False,
-            max_buffer_size=len(fed),
-            max_ext_len=0,
-            ext_hook=_no_extension,
-        )
-        unpacker.feed(fed)
-        end = 0
-        with contextlib.suppress(msgpack.UnpackException, ValueError, TypeError, RecursionError):
-            while fed.startswith(first, end):
-                rows.append(unpacker.unpack())
-                end = unpacker.tell()
-        if end == 0:  # longer than what was fed, or none at all
+        fed = bytes(data[at : at + length])
+        found, end = _unpack_whole(fed, first) if fed else ([], 0)
+        if not found:  # longer than what was fed, or no msgpack at all
             row, end = unpack_prefix(data, at)
-            rows.append(row)
-            end -= at
+            found, end = [row], end - at
+        rows += found
         at += end
+        length = min(max(8 * length, _FIRST_FEED_BYTES), _FEED_BYTES)
     return rows, at
+
+
+def _unpack_whole(fed: bytes, first: bytes) -> tuple[list[list[Any]], int]:
+    """The whole arrays that some bytes begin with, as long as they begin alike, and their end."""
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=False,
+        max_buffer_size=len(fed),
+        max_ext_len=0,
+        ext_hook=_no_extension,
+    )
+    unpacker.feed(fed)
+    rows: list[list[Any]] = []
+    end = 0
+    with contextlib.suppress(msgpack.UnpackException, ValueError, TypeError, RecursionError):
+        while fed.startswith(first, end):
+            rows.append(unpacker.unpack())
+            end = unpacker.tell()
+    return rows, end
 
 
 def split_record(record: bytes | memoryview) -> tuple[list[Any], bytes]:
@@ -139,28 +149,35 @@ def split_record(record: bytes | memoryview) -> tuple[list[Any], bytes]:
 
 # --- values ---------------------------------------------------------------------------------------
 def is_id(value: object) -> bool:
+    """Whether a value is the id of a run or a producer."""
     return type(value) is bytes and len(value) == 16
 
 
 def is_id_or_empty(value: object) -> bool:
+    """Whether a value is an id, or says that there is none."""
     return value == b"" or is_id(value)
 
 
 def is_count(value: object) -> bool:
+    """Whether a value is a number of things, or a position."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def is_int64(value: object) -> bool:
+    """Whether a value is an integer of 64 bits."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
 def is_text(value: object) -> bool:
+    """Whether a value is text."""
     return type(value) is str
 
 
 def is_name(value: object) -> bool:
+    """Whether a value is text that may be a name."""
     return type(value) is str and len(value.encode()) <= m.MAX_NAME_BYTES
 
 
 def is_report(value: object) -> bool:
+    """Whether a value is a report of a daemon's status."""
     return type(value) is dict

@@ -395,10 +395,9 @@ class Producer:
             is_large and self._aside.size > _MAX_SET_ASIDE_BYTES
         ):
             oldest = self._aside.oldest()
-            began = time.monotonic()
-            settled = self._aside.settle(math.inf, began + self._wait_s, oldest)
-            if self._wait_s:
-                self.blocked_s += time.monotonic() - began
+            before = self._aside.blocked_s
+            settled = self._aside.settle(math.inf, self._wait_s, oldest)
+            self.blocked_s += self._aside.blocked_s - before
             if not settled and oldest is not None and self._aside.withdraw(oldest):
                 oldest.is_done = True
                 self._lose(1)
@@ -610,22 +609,28 @@ class Producer:
         before = self.lost
         while (waiting := self._aside.take()) is not None:
             try:
-                self._put_late(waiting)
+                is_there = self._put_late(waiting)
             except Exception:  # there is no room, its computation has failed, it is out of bounds
-                self.lost += waiting.described is not None
-                self._gap += waiting.described is not None
+                is_there = False
+            if not is_there and waiting.described is not None:
+                self.lost += 1
+                self._gap += 1
             waiting.is_done = True
         self.end()
         return self.lost - before
 
-    def _put_late(self, waiting: Waiting) -> None:
+    def _put_late(self, waiting: Waiting) -> bool:
+        """Put what was set aside behind the others.  Returns: False where it has not come."""
         if waiting.described is None:
             self._put(waiting.record)
-        elif not self._is_there(waiting):
-            if not waiting.has_come():
-                raise TimeoutError
-            described = waiting.arrive()
-            self._put_tick(self._schema(described), waiting.seconds, described, waiting)
+            return True
+        if self._is_there(waiting):
+            return True
+        if not waiting.has_come():
+            return False
+        described = waiting.arrive()
+        self._put_tick(self._schema(described), waiting.seconds, described, waiting)
+        return True
 
     def _lose(self, count: int) -> None:
         """Count ticks as lost."""

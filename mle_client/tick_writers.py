@@ -24,6 +24,13 @@ from mle_client import messages as m
 from mle_client import tick_layout
 from mle_client.ticks import Item
 
+# A longer tick with text goes the general way: so much may lie behind a writer that was killed.
+MAX_TEXT_TICK_BYTES: Final = 4096
+# Of more, making a writer takes longer than a thousand ticks that go the general way.
+MAX_TEXT_FIELDS: Final = 256
+# Raised by a value that is not what it seems, where there is no room, and where the baton is gone.
+_PASSED_OVER: Final = ("LookupError", "TypeError", "ValueError", "ArithmeticError", "RuntimeError")
+
 
 @dataclass(frozen=True, slots=True)
 class Writer:
@@ -85,12 +92,6 @@ def pack_fixed(schema: m.Schema, seconds: float, values: Sequence[Any]) -> bytes
     return tick_layout.head(schema) + values_struct(schema).pack(seconds, *values)
 
 
-# A longer tick with text goes the general way: so much may lie behind a writer that was killed.
-MAX_TEXT_TICK_BYTES: Final = 4096
-# Of more, making a writer takes longer than a thousand ticks that go the general way.
-MAX_TEXT_FIELDS: Final = 256
-# Raised by a value that is not what it seems, where there is no room, and where the baton is gone.
-_PASSED_OVER: Final = ("LookupError", "TypeError", "ValueError", "ArithmeticError", "RuntimeError")
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _SIGNATURE = (
     "clock_tick, stats_tick, model=None, plot_fig=None, extra_obj=None, grads=None, save=False"

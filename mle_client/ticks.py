@@ -193,8 +193,8 @@ def _describe_value(
 
 def _item(value: Any) -> Item | None:
     """What a generated writer checks of an array of no dimension; None where it cannot."""
-    is_tensor = type(value).__module__.partition(".")[0] == "torch"
-    if type(value) is np.ndarray or (is_tensor and device_values.is_plain_tensor(value)):
+    is_tensor = device_values.is_plain_tensor(value)
+    if is_tensor or type(value) is np.ndarray:
         return Item(type(value), value.dtype, is_tensor)
     return None
 

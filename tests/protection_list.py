@@ -792,8 +792,8 @@ PROTECTIONS: Final = (
     Protection(
         "ticks that a device has not computed at the end are counted",
         "mle_client/producer.py",
-        "                self.lost += waiting.described is not None\n",
-        "                pass\n",
+        "                self.lost += 1\n                self._gap += 1\n            waiting.is_done = True\n",
+        "                pass\n            waiting.is_done = True\n",
         "tests/unit/client/test_producer.py -k not_computed_at_the_end",
     ),
     Protection(
