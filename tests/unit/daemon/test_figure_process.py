@@ -97,6 +97,7 @@ def test_figures_are_rendered_one_after_another(
         figures.submit(path)
     figures.poll(0.0)
 
+    wait_for(lambda: bool(rendering()))  # until then it has no command of its own
     assert len(rendering()) == 1
     (tmp_path / "go").touch()
     assert ended(figures, 3) == [(path, "") for path in paths]
