@@ -126,6 +126,7 @@ class Producer:
         self._on_lost = on_lost
         self._tally = tally
         self._wait_s = wait_s
+        self._full: tuple[int, int, bytes] | None = None  # what `Tally.add` is about to be given
         self._counting = threading.RLock()  # of the tally; `update` never takes it
         self._closed = ""
         # By schema that has writers: where the baton lies for them, and the head of their ticks.
@@ -213,6 +214,7 @@ class Producer:
 
     def _latest_before(self, end: int) -> Latest:
         content = bytes(self.ring.active.content(HEADER_BYTES, end))
+        self._count_full()
         with self._counting:
             return (self._tally or Tally()).latest(content, self.schemas)
 
@@ -685,11 +687,7 @@ class Producer:
         """
         active = self.ring.active
         if active.end + len(record) >= active.size:
-            counted = bytes(active.content(HEADER_BYTES, active.end)) if self._tally else b""
-            active = self.ring.roll(len(record) + 1, is_last=is_last)
-            self._dirty_end = 0
-            if self._tally is not None:
-                self._tally.add(counted, self.schemas)
+            active = self._roll(len(record) + 1, is_last=is_last)
         end = active.end + len(record)
         if waiting is not None:
             waiting.place = active, end
@@ -697,6 +695,28 @@ class Producer:
         active.buffer[active.end : end] = record
         active.buffer[end] = tick_layout.COMMITTED
         active.end = end
+
+    def _roll(self, record_bytes: int, *, is_last: bool) -> Segment:
+        """Begin another segment, and have the full one counted.  Args, Raises: of `Ring.roll`."""
+        full = self.ring.active
+        self._count_full()
+        if self._tally is not None:
+            content = bytes(full.content(HEADER_BYTES, full.end))
+            self._full = full.base, full.end_position, content
+        active = self.ring.roll(record_bytes, is_last=is_last)
+        self._dirty_end = 0
+        self._count_full()
+        return active
+
+    def _count_full(self) -> None:
+        """Let the tally have the segment that was full, once another one is active.
+
+        Before every look at it, too: what interrupts us in `_roll` must not find it missing.
+        """
+        full = self._full
+        if full is not None and self._tally is not None and self.ring.active.base != full[0]:
+            self._tally.add(*full, self.schemas)
+            self._full = None
 
     def _clean(self, start: int) -> None:
         """Put zeros where an unfinished tick, or the head for it, may lie."""

@@ -50,8 +50,8 @@ _LOST_BYTES: Final = 64  # of the owner file's second line: two numbers, and bla
 # ever: it may be this very thread that makes one, below a signal handler.
 _MAKING_S: Final = 0.1
 _NO_ROOM_FOR_TICKS: Final = "no room to buffer ticks"
-# Begins the name of a folder whose owner file is not locked yet, or that is being removed.
-UNFINISHED: Final = ".new-"
+UNFINISHED: Final = ".new-"  # begins the name of a folder whose owner file is not locked yet
+REMOVED: Final = ".gone-"  # and of one that is being removed
 
 # 256 KiB hold some 4,000 ticks of four values: a few milliseconds of the tightest loop, so a
 # segment change is rare, and a process that logs a little occupies little of a small /dev/shm.
@@ -452,7 +452,7 @@ def remove_folder(directory: str) -> None:
     One without its owner file, which is what half a removal may leave, would be taken for that of a
     process that lives, for ever.
     """
-    hidden = os.path.join(os.path.dirname(directory), UNFINISHED + os.urandom(8).hex())
+    hidden = os.path.join(os.path.dirname(directory), REMOVED + os.urandom(8).hex())
     with contextlib.suppress(OSError):
         os.rename(directory, hidden)
         directory = hidden

@@ -17,6 +17,7 @@ from mle_client import layout, runtime
 from mle_client.messages import Process, ProducerId
 from mle_client.ring import (
     FULL_FILE,
+    REMOVED,
     UNFINISHED,
     Remains,
     read_remains,
@@ -64,9 +65,14 @@ def remove_unfinished(root: str) -> None:
     for parent in runtime.ring_dirs(root):
         for name in _names(parent):
             path = os.path.join(parent, name)
-            with suppress(OSError):
-                if name.startswith(UNFINISHED) and time.time() - os.stat(path).st_mtime > _LONG_S:
-                    shutil.rmtree(path, ignore_errors=True)
+            if name.startswith(REMOVED) or (name.startswith(UNFINISHED) and _is_old(path)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_old(path: str) -> bool:
+    with suppress(OSError):
+        return time.time() - os.stat(path).st_mtime > _LONG_S
+    return False
 
 
 class AbandonedRing:

@@ -30,6 +30,17 @@ settings.register_profile("dev", max_examples=100, deadline=None)
 settings.register_profile("long", max_examples=5_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
+# Helpers whose assertions are to say what they found, as those of the test modules do.
+pytest.register_assert_rewrite(
+    "tests.crash.power_cuts",
+    "tests.crash.recorded_disk",
+    "tests.crash.recorded_work",
+    "tests.crash.saves",
+    "tests.crash.storage",
+    "tests.integration.daemons",
+    "tests.integration.sequences",
+)
+
 # Settings of the caller's shell that would change what a daemon or a logger does.
 FOREIGN_SETTINGS = (
     "MLE_DAEMON",

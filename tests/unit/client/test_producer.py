@@ -27,7 +27,7 @@ from mle_client.aside import Aside, Waiting
 from mle_client.device_values import Pending
 from mle_client.errors import LoggerClosed
 from mle_client.producer import Producer
-from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, read_remains
+from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, Segment, read_remains
 from mle_client.tally import Latest, Tally
 from tests.unit.client.test_wire import RUN
 
@@ -802,6 +802,29 @@ def test_a_signal_handler_may_save_at_any_instant(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert stage.producer.latest().ticks == step + (step + 9) // 10
     assert stage.lost == []
+    stage.ring.delete()
+
+
+def test_a_signal_handler_may_look_while_a_segment_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path, tally=Tally())
+    roll, seen = stage.ring.roll, list[tuple[int, int]]()
+
+    def interrupted(*arguments: Any, **options: Any) -> Segment:
+        before = stage.producer.latest().ticks
+        segment = roll(*arguments, **options)
+        seen.append((before, stage.producer.latest().ticks))
+        return segment
+
+    monkeypatch.setattr(stage.ring, "roll", interrupted)
+    logged = []
+    while len(seen) < 3:
+        logged.append(len(logged))
+        stage.update({"step": logged[-1]}, {"loss": 0.5})
+    assert all(before == after > 0 for before, after in seen)
+    assert stage.producer.latest().ticks == len(logged)
+    assert stage.column("step") == logged
     stage.ring.delete()
 
 
