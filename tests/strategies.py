@@ -1,4 +1,4 @@
-"""Hypothesis strategies: ticks of every kind that a user may log."""
+"""Hypothesis strategies: ticks of every kind that a user may log, and any values at all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ NAMES = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
 )
 _DTYPES = st.sampled_from(["<f8", "<f4", "<f2", "<i8", "<i4", "|u1", "|b1", ">f8", ">i4"])
+
+
+def plain_values() -> st.SearchStrategy[Any]:
+    """What msgpack has a form for, nested."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary() | TEXTS,
+        lambda inner: st.lists(inner, max_size=9) | st.dictionaries(TEXTS, inner, max_size=3),
+    )
 
 
 @st.composite
