@@ -23,6 +23,7 @@ death).
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -518,33 +519,56 @@ class Remains:
 
 
 def read_remains(
-    *directories: str, on_odd: Callable[[str], None] = lambda text: None
-) -> list[Remains]:
+    *directories: str, behind: int = 0, on_odd: Callable[[str], None] = lambda text: None
+) -> Iterator[Remains]:
     """The committed records of a ring, in stream order, and the gap that ends them, if one does.
 
-    A file that is no whole segment was never written to and is passed over.
+    One segment at a time: there may be a gigabyte of them.  A file that is no whole segment was
+    never written to and is passed over.
 
     Args:
+        behind: a position up to which records are not wanted; segments that end there are not read.
         on_odd: told of what no process of ours has made, which is passed over, too.
 
     Raises:
         OSError: a segment cannot be read.
     """
+    count, position = _lost(directories)
+    gap = gap_record(count) if count else b""
+    unwanted = min(behind, position) if count else behind
+    places = _places(directories, on_odd)
+    bases = [base for base, _ in places]
+    last: Remains | None = None
+    for base, path in places:
+        following = bisect.bisect_right(bases, base)
+        if following < len(bases) and bases[following] <= unwanted:  # it ends there
+            continue
+        remains = _read_segment(path)
+        if remains is None:
+            continue
+        if gap and gap in remains.payload[max(0, position - remains.base) :]:
+            gap = b""  # the stream tells of it: no tick was put behind the position before that
+        if last is not None:
+            yield last
+        last = remains
+    if last is not None:
+        yield replace(last, payload=last.payload + gap)
+
+
+def _places(directories: Sequence[str], on_odd: Callable[[str], None]) -> list[tuple[int, str]]:
+    """The segment files of a ring that have records, in their order, each with its base."""
     found = []
     for directory in directories:
-        names = os.listdir(directory) if os.path.isdir(directory) else []
-        for name in names:
+        for name in os.listdir(directory) if os.path.isdir(directory) else []:
             if name.endswith(".seg"):
+                path = os.path.join(directory, name)
                 try:
-                    remains = _read_segment(os.path.join(directory, name))
+                    base = _read_base(path)
                 except files.OddFile as error:
                     on_odd(f"{error.filename} is passed over: {error.strerror}")
                 else:
-                    found += [remains] if remains is not None else []
-    found.sort(key=lambda remains: remains.base)
-    if found:
-        found[-1] = _with_gap(found, *_lost(directories))
-    return found
+                    found += [(base, path)] if base is not None else []
+    return sorted(found)
 
 
 def gap_record(count: int) -> bytes:
@@ -568,29 +592,37 @@ def _lost(directories: Sequence[str]) -> tuple[int, int]:
     return 0, 0
 
 
-def _with_gap(found: Sequence[Remains], count: int, position: int) -> Remains:
-    """The last records of a ring, with what its process could not tell any more.
+def _read_base(path: str) -> int | None:
+    """The stream position of a segment's first byte; None where it has none, or is no segment.
 
-    Args:
-        found: all of them.
-        count: of lost ticks; 0 for none.
-        position: no tick was put behind it before the stream told of them.
+    An empty one does not count: it may have got its base, and then its process was interrupted and
+    wrote more into the segment before.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any of ours.
     """
-    record, last = gap_record(count) if count else b"", found[-1]
-    behind = b"".join(each.payload[max(0, position - each.base) :] for each in found)
-    return last if record in behind else replace(last, payload=last.payload + record)
+    fd = files.open_left(path)
+    try:
+        header = os.pread(fd, HEADER_BYTES + 1, 0)
+        if os.fstat(fd).st_size > MAX_SEGMENT_BYTES and header[:8] == MAGIC:
+            raise OSError(errno.EFBIG, "it is larger than any segment of ours", path)
+    finally:
+        os.close(fd)
+    return None if header[HEADER_BYTES:] in (b"", b"\0") else _base(header)
+
+
+def _base(header: bytes) -> int | None:
+    if len(header) < HEADER_BYTES or header[:8] != MAGIC:
+        return None
+    return int.from_bytes(header[BASE_WORD * 8 :][:8], sys.byteorder)
 
 
 def _read_segment(path: str) -> Remains | None:
     with open(files.open_left(path), "rb") as file:
         header = file.read(HEADER_BYTES)
-        if len(header) < HEADER_BYTES or header[:8] != MAGIC:
-            return None
-        if os.fstat(file.fileno()).st_size > MAX_SEGMENT_BYTES:
-            raise OSError(errno.EFBIG, "it is larger than any segment of ours", path)
-        content = file.read()
+        content = file.read(MAX_SEGMENT_BYTES)
+    base = _base(header)
     payload = content[: tick_layout.committed_end(content)]
-    if not payload:
+    if base is None or not payload:
         return None
-    base = int.from_bytes(header[BASE_WORD * 8 :][:8], sys.byteorder)
     return Remains(path, ProducerId(header[16:32]), base, payload)

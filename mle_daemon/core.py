@@ -175,6 +175,11 @@ class Core:
         return found
 
     @property
+    def is_full(self) -> bool:
+        """Whether no more ticks are to be taken in until some are in their files."""
+        return self.held_bytes >= self.config.tail_limit_bytes
+
+    @property
     def held_bytes(self) -> int:
         """About what ticks take in memory."""
         return self._registry.held_bytes
@@ -313,7 +318,7 @@ class Core:
         self._publisher.begin_due(now)
         for job in self._groups.due(now, leaving=self.stopping is not None):
             self._out.add(job)
-        self._intake.limit(self.held_bytes >= self.config.tail_limit_bytes)
+        self._intake.limit(self.is_full)
         self._publisher.answer_waiters()
         if dropped := self._segments.drop(self._registry.is_published):
             self._out.add(e.DropSegments(dropped))

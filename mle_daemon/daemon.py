@@ -31,6 +31,7 @@ from mle_client.endpoint import (
 )
 from mle_client.errors import RootLocked, RunRefused
 from mle_client.keys import server_keys
+from mle_client.snapshot import LeftSnapshot
 from mle_daemon import __version__, limits, probes, recovery, status
 from mle_daemon import events as e
 from mle_daemon.artifact_server import ArtifactServer
@@ -40,6 +41,7 @@ from mle_daemon.core import Core
 from mle_daemon.group_sync import GroupSync
 from mle_daemon.journal import Journal, JournalPosition, JournalWriteError
 from mle_daemon.landing import Landing
+from mle_daemon.leftovers import Leftovers
 from mle_daemon.merger import Merger
 from mle_daemon.mirrors import Mirrors
 from mle_daemon.ownership import RootLock
@@ -49,9 +51,6 @@ from mle_daemon.workers import Writer
 
 _LOG = logging.getLogger(__name__)
 
-# A producer whose ring cannot be seen from here is taken for gone after so many seconds without a
-# sign of life: three of its heartbeats.
-_SILENT_AFTER_S: Final = 35.0
 # What a stop may take before the rest is left to the journal: service managers kill after 90 s.
 _DRAIN_TIMEOUT_S: Final = 20.0
 _LONGEST_WAIT_S: Final = 1.0
@@ -60,8 +59,10 @@ _LONGEST_WAIT_S: Final = 1.0
 _REMOVED_S: Final = 6.0
 _STALLED_S: Final = 1.0  # of a sync; a busy disk takes some tenths
 _LINE_CHARS: Final = 4_096  # of the log; what clients send may be in it
-# A ring that was refused, for it is damaged or there are too many runs, is read again then.
-_STUCK_RETRY_S: Final = 30.0
+_REST_EVERY_S: Final = 0.02  # between looks at rings of which there is more to take
+# What waits until all is taken of the rings of dead processes goes on without the rest when there
+# has been no room for it in memory for so long: log files cannot be written, and that may last.
+_NO_ROOM_S: Final = 5.0
 _SAID_KEPT: Final = 1_000  # of what is told once
 # How long one that leaves listens for those who were connecting: they need a few milliseconds.
 _LATE_S: Final = 0.05
@@ -109,14 +110,12 @@ class Daemon:
         self._leave: e.Leave | None = None
         self._signalled: list[e.Event] = []
         self._outcomes: deque[e.Event] = deque()  # of threads; appended to by any of them
-        self._taking: set[tuple[m.ProducerId, int]] = set()  # dead producers' artifacts
-        # Rings that are not taken, with the time of the next attempt; told once.
-        self._stuck: dict[m.ProducerId, float] = {}
+        self._asked: list[tuple[e.Client, m.Publish | m.Stop]] = []  # to be handled
         self._refusals = limits.Sparingly()
         self._report: e.Report | None = None  # of this round
-        self._has_scanned = False  # rings, in this round, because a client asked
         self._said: set[str] = set()  # what is found at every look and is told once
-        self._next_scan = self._next_beat = 0.0
+        self._next_look = self._next_beat = self._took_at = 0.0
+        self._is_draining = False  # there is more to take of the rings of dead processes
         self._sync_failed = False
         self._give_up_at = float("inf")
         self._complete = True  # every log has all there is
@@ -128,6 +127,7 @@ class Daemon:
         self._writer: Writer
         self._artifacts: ArtifactServer
         self._landing: Landing
+        self._leftovers: Leftovers
         self._merger: Merger
 
     def run(self, on_ready: Callable[[Endpoint], None], detached: bool) -> int:
@@ -143,7 +143,7 @@ class Daemon:
             on_ready(endpoint)
             _LOG.info("ready: pid %d, %s, root %s", os.getpid(), endpoint.endpoint, endpoint.root)
             self._loop()
-            self._remove_done_rings()
+            self._leftovers.remove_done()
             self._answer_late()
         return self._end(endpoint)
 
@@ -155,6 +155,15 @@ class Daemon:
         if config.endpoint:  # at the same address of this machine, at any free port
             artifacts = f"{config.endpoint.rpartition(':')[0]}:*"
         staging = layout.state_path(config.root, layout.STAGING_DIR)
+        self._leftovers = Leftovers(
+            config.root,
+            self._core,
+            self._started,
+            clock=time.monotonic,
+            deliver=self._deliver_now,
+            take_left=self._take_left,
+            say_once=self._say_once,
+        )
         with Server(address, self._keys) as self._server:
             mirrors = Mirrors(config.root, lambda run, text: self._outcome(e.Problem(run, text)))
             self._writer = Writer(self._store, mirrors, self._server.wake)
@@ -192,7 +201,6 @@ class Daemon:
             now = time.monotonic()
             good, bad = self._server.wait(self._wait_s(now))
             self._report = None
-            self._has_scanned = False
             for client, reason in bad:
                 if line := self._refusals.line(f"a client sent what is no message: {reason}", now):
                     _LOG.warning("%s", line)
@@ -203,9 +211,7 @@ class Daemon:
                 self._deliver(outcome)
             while self._outcomes:
                 self._deliver(self._outcomes.popleft())
-            while self._signalled:
-                self._scan_rings(now)  # what a dead trainer left belongs to what is on disk then
-                self._deliver(self._signalled.pop(0))
+            self._answer_asked(now)
             self._flush_journal()
             self._housekeeping(time.monotonic())
             self._deliver(e.Tick())
@@ -217,22 +223,26 @@ class Daemon:
         while (left := until - time.monotonic()) > 0:
             for client, message in self._server.wait(left)[0]:
                 self._receive(client, message)
+            self._answer_asked(time.monotonic())
 
     def _wait_s(self, now: float) -> float:
         until = min(self._core.next_due(), now + _LONGEST_WAIT_S)
         if self._core.stopping is None:  # else no ring is looked for
-            until = min(until, self._next_scan)
-        return 0.0 if self._signalled else max(0.0, until - now)
+            until = min(until, self._next_look)
+        return 0.0 if self._signalled and not self._is_draining else max(0.0, until - now)
 
     def _receive(self, client: e.Client, message: m.Request) -> None:
         if isinstance(message, m.AskStatus):
             self._answer_status(client, message.token)
             return
         self._last_work = time.monotonic()
+        if isinstance(message, m.Publish | m.Stop) and len(self._asked) < limits.MAX_READERS:
+            self._asked.append((client, message))
+        else:
+            self._handle(client, message)
+
+    def _handle(self, client: e.Client, message: m.Request) -> None:
         try:
-            if isinstance(message, m.Publish | m.Stop) and not self._has_scanned:
-                self._has_scanned = True  # once for all that came in this round
-                self._scan_rings(self._last_work)  # what a dead trainer left belongs to it
             self._deliver(e.Received(client, message))
         except Exception as error:  # a mistake of ours; it must not take the other runs along
             _LOG.exception("a %s message could not be handled", type(message).__name__)
@@ -250,9 +260,9 @@ class Daemon:
 
     def _housekeeping(self, now: float) -> None:
         """What is done now and then."""
-        if now >= self._next_scan:
-            self._next_scan = now + self._config.scan_interval_s
-            self._scan_rings(now)
+        if now >= self._next_look:
+            self._next_look = now + self._config.scan_interval_s
+            self._look_at_rings(now)
             self._mind_folders(now)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_EVERY_S
@@ -394,42 +404,53 @@ class Daemon:
             _LOG.error("the journal cannot be synced: %s", error)
             self._sync_failed = True  # what that segment holds is not to be relied on
 
-    # --- rings --------------------------------------------------------------------------------
-    def _scan_rings(self, now: float) -> None:
-        """Read the rings of processes that are gone, and see which others there are.
+    # --- rings of processes that are gone -------------------------------------------------------
+    def _look_at_rings(self, now: float) -> bool:
+        """Take in what processes that are gone have left.
 
         Not while leaving: no ticks are taken any more, so a ring that is not read to its end stays
         for the next daemon, to which its run must go on.
+
+        Returns:
+            Whether that was all of it, or all that can be had for now.
         """
         if self._core.stopping is not None:
-            return
-        places = probes.find_rings(self._config.root)
-        rings = {place.producer for place in places}
-        alive = set(rings)
-        for ring in probes.abandoned(places, self._say_once):
-            alive.discard(ring.place.producer)
-            try:
-                self._drain(ring, now)
-            except OSError as error:
-                self._say_once(f"the ring in {ring.place.directory} cannot be read: {error}")
-            finally:
-                ring.close()
-        # One with a ring is gone when that has been read, and with what it has left behind.
-        for producer, process in self._core.processes().items():
-            if producer not in rings and probes.is_gone(process):
-                self._deliver(e.ProducerGone(producer))
-        for producer in self._core.silent(now - _SILENT_AFTER_S):
-            if producer not in rings and now - self._started > _SILENT_AFTER_S:
-                self._deliver(e.ProducerGone(producer))
-        self._stuck = {p: at for p, at in self._stuck.items() if p in rings}
-        self._taking = {key for key in self._taking if key[0] in rings}
-        self._deliver(e.RingsSeen(frozenset(rings)))
-        if alive or not self._core.idle:
+            return True
+        look = self._leftovers.look(now)
+        if look.lives or not self._core.idle:
             self._last_work = now
+        if look.is_complete or look.has_taken:
+            self._took_at = now
+        self._is_draining = not look.is_complete and now - self._took_at < _NO_ROOM_S
+        if self._is_draining:
+            self._next_look = now + _REST_EVERY_S
         idle_timeout = self._config.idle_timeout_s
         if idle_timeout is not None and now - self._last_work >= idle_timeout:
             _LOG.info("nothing to do for %g s", idle_timeout)
             self._deliver(e.StopAsked(idle=True))
+        return not self._is_draining
+
+    def _answer_asked(self, now: float) -> None:
+        """Handle what is about all that was logged so far, once dead trainers' part of it is here.
+
+        Rings are looked at once for all who have asked in this round.
+        """
+        if not (self._asked or self._signalled) or (self._is_draining and now < self._next_look):
+            return
+        if not self._look_at_rings(now):
+            return
+        asked, self._asked = self._asked, []
+        for client, message in asked:
+            self._handle(client, message)
+        while self._signalled:
+            self._deliver(self._signalled.pop(0))
+
+    def _deliver_now(self, event: e.Event) -> None:
+        self._deliver(event)
+        self._flush_journal()
+
+    def _take_left(self, producer: m.ProducerId, left: LeftSnapshot) -> None:
+        self._artifacts.take_left(producer, left)
 
     def _say_once(self, text: str) -> None:
         """Write to the log what would be true again in a second."""
@@ -438,63 +459,6 @@ class Daemon:
                 self._said.clear()
             self._said.add(text)
             _LOG.warning("%s", text)
-
-    def _drain(self, ring: probes.AbandonedRing, now: float) -> None:
-        """Take in what a process left behind, and remove its ring once the journal has it."""
-        producer = ring.place.producer
-        if now < self._stuck.get(producer, 0.0):
-            return
-        end = 0
-        for remains in ring.remains(self._say_once):
-            end = remains.base + len(remains.payload)
-            if end > self._core.position(producer):
-                data = m.Data(producer, remains.base, remains.payload)
-                self._deliver(e.Received(e.NOBODY, data))
-                self._flush_journal()
-        if self._core.position(producer) >= end:
-            self._take_left(ring)
-            if self._core.is_settled(producer):
-                _LOG.info("the process of stream %s is gone; its ring is drained", producer.hex())
-                ring.remove()
-        elif not self._core.degraded:
-            if producer not in self._stuck:
-                where = ring.place.directory
-                _LOG.error("the ring in %s is not taken, or not to its end; it stays there", where)
-                self._take_left(ring)
-            self._stuck[producer] = now + _STUCK_RETRY_S
-
-    def _remove_done_rings(self) -> None:
-        """Before leaving, remove the rings of dead processes of which all is stored.
-
-        Artifacts may have been stored since rings were last looked at, and once the journal is
-        gone, the next daemon would take what such a ring holds for news.
-        """
-        places = probes.find_rings(self._config.root)
-        rings = {place.producer for place in places}
-        for ring in probes.abandoned(places, self._say_once):
-            producer = ring.place.producer
-            try:
-                remains = ring.remains(self._say_once)
-                end = max((each.base + len(each.payload) for each in remains), default=0)
-                if self._core.position(producer) >= end and self._core.is_settled(producer):
-                    ring.remove()
-                    rings.discard(producer)
-            except OSError as error:
-                self._say_once(f"the ring in {ring.place.directory} cannot be read: {error}")
-            finally:
-                ring.close()
-        self._deliver(e.RingsSeen(frozenset(rings)))
-
-    def _take_left(self, ring: probes.AbandonedRing) -> None:
-        """Have the artifacts that a dead process left in memory stored."""
-        producer = ring.place.producer
-        wanted = self._core.wanted_artifacts(producer)
-        left = {each.number: each for each in ring.left()} if wanted else {}
-        for number in sorted(wanted & left.keys()):
-            if (producer, number) not in self._taking:
-                self._taking.add((producer, number))
-                self._artifacts.take_left(producer, left[number])
-        self._deliver(e.ProducerGone(producer, frozenset(left)))
 
     # --- status, signals, the end ---------------------------------------------------------------
     def _status(self) -> e.Report:

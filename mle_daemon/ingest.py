@@ -17,6 +17,8 @@ from mle_client import wire
 # What a decoded record takes beside its bytes, measured: ticks of keys in turn are records of their
 # own, and take ten times their bytes.
 RECORD_BYTES: Final = 512
+# What a value of a tick with text takes, measured: each is a Python object, and a pointer to it.
+TEXT_VALUE_BYTES: Final = 56
 
 
 class StreamGap(Exception):
@@ -43,7 +45,9 @@ class Piece:
     @property
     def held_bytes(self) -> int:
         """About what it takes in memory."""
-        return len(self.payload) + RECORD_BYTES * len(self.records)
+        texts = (record for record in self.records if isinstance(record, wire.TextBlock))
+        values = sum(len(block) * len(block.values) for block in texts)
+        return len(self.payload) + RECORD_BYTES * len(self.records) + TEXT_VALUE_BYTES * values
 
     @property
     def blocks(self) -> tuple[wire.Block, ...]:

@@ -21,7 +21,8 @@ MAX_PRODUCERS: Final = 10_000
 MAX_WAITING_ARTIFACTS: Final = 20_000
 # `flush()` calls that wait for one run: what has timed out at a client waits on here.
 MAX_FLUSHES: Final = 1_000
-# Readers that wait, and the runs that all of them together wait for.
+# Readers that wait, and the runs that all of them together wait for.  As many may wait, with those
+# who want to stop the daemon, until what dead processes have left is taken in.
 MAX_READERS: Final = 1_000
 MAX_AWAITED_RUNS: Final = 100_000
 MAX_STOPS: Final = 1_000

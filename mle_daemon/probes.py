@@ -82,9 +82,9 @@ class AbandonedRing:
         self.place = place
         self._lock = lock
 
-    def remains(self, on_odd: Callable[[str], None]) -> list[Remains]:
+    def remains(self, on_odd: Callable[[str], None], behind: int = 0) -> Iterator[Remains]:
         """Its committed records, in stream order.  Args, Raises: as of `ring.read_remains`."""
-        return read_remains(self.place.directory, self.place.spill, on_odd=on_odd)
+        return read_remains(self.place.directory, self.place.spill, behind=behind, on_odd=on_odd)
 
     def left(self) -> list[LeftSnapshot]:
         """The artifacts that it holds."""

@@ -35,16 +35,16 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "the ring of a killed trainer is read",
-        "mle_daemon/daemon.py",
-        "                self._drain(ring, now)\n",
+        "mle_daemon/leftovers.py",
+        "                is_complete &= self._drain(ring, now)\n",
         "                ring.remove()\n",
         "tests/integration/test_logger.py -k however_a_trainer_ends",
     ),
     Protection(
         "a daemon that leaves reads no ring",
         "mle_daemon/daemon.py",
-        "        if self._core.stopping is not None:\n            return\n        places",
-        "        places",
+        "        if self._core.stopping is not None:\n            return True\n        look",
+        "        look",
         "tests/integration/test_merging.py -k killed_while_a_daemon_stops",
     ),
     Protection(
@@ -260,8 +260,9 @@ PROTECTIONS: Final = (
     Protection(
         "rings are looked at once a round, whoever asks",
         "mle_daemon/daemon.py",
-        "            if isinstance(message, m.Publish | m.Stop) and not self._has_scanned:",
-        "            if isinstance(message, m.Publish | m.Stop):",
+        "        for client, message in asked:\n            self._handle(client, message)\n",
+        "        for client, message in asked:\n            self._look_at_rings(now)\n"
+        "            self._handle(client, message)\n",
         "tests/unit/daemon/test_daemon.py",
     ),
     Protection(
@@ -421,7 +422,7 @@ PROTECTIONS: Final = (
     Protection(
         "a segment is bounded",
         "mle_client/ring.py",
-        "        if os.fstat(file.fileno()).st_size > MAX_SEGMENT_BYTES:",
+        "        if os.fstat(fd).st_size > MAX_SEGMENT_BYTES and header[:8] == MAGIC:",
         "        if False:",
         "tests/unit/client/test_ring.py",
     ),
@@ -476,7 +477,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a damaged ring is read twice a minute",
-        "mle_daemon/daemon.py",
+        "mle_daemon/leftovers.py",
         "        if now < self._stuck.get(producer, 0.0):",
         "        if False:",
         "tests/crash/test_odd_rings.py",
@@ -1016,8 +1017,8 @@ PROTECTIONS: Final = (
     Protection(
         "a gap that was told is not told again",
         "mle_client/ring.py",
-        "    return last if record in behind else replace(last, payload=last.payload + record)",
-        "    return replace(last, payload=last.payload + record)",
+        "        if gap and gap in remains.payload[max(0, position - remains.base) :]:\n",
+        "        if False:\n",
         "tests/unit/client/test_ring.py -k told_again",
     ),
     Protection(
@@ -1085,9 +1086,9 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "what a killed trainer has saved is stored",
-        "mle_daemon/daemon.py",
-        "        if self._core.position(producer) >= end:\n            self._take_left(ring)\n            if",
-        "        if self._core.position(producer) >= end:\n            if",
+        "mle_daemon/leftovers.py",
+        "        if position >= end:\n            self._take_left(ring)\n            if",
+        "        if position >= end:\n            if",
         "tests/crash/test_resume_equivalence.py -k after_some_saves",
     ),
     Protection(
@@ -1131,5 +1132,26 @@ PROTECTIONS: Final = (
         "_LAST_RETRY_S: Final = 3.0",
         "_LAST_RETRY_S: Final = 30.0",
         "tests/unit/client/test_transport.py -k missing_for_long",
+    ),
+    Protection(
+        "what dead processes left is taken in as far as there is room",
+        "mle_daemon/leftovers.py",
+        "if self._core.is_full or (self._has_taken and self._clock() > self._until):",
+        "if False:",
+        "tests/unit/daemon/test_leftovers.py",
+    ),
+    Protection(
+        "a stop waits for what dead processes left",
+        "mle_daemon/daemon.py",
+        "        if not self._look_at_rings(now):\n            return\n        asked",
+        "        self._look_at_rings(now)\n        asked",
+        "tests/unit/daemon/test_daemon.py",
+    ),
+    Protection(
+        "a segment without records hides none",
+        "mle_client/ring.py",
+        '    return None if header[HEADER_BYTES:] in (b"", b"\\0") else _base(header)\n',
+        "    return _base(header)\n",
+        "tests/unit/client/test_ring.py -k hides_none",
     ),
 )

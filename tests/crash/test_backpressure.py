@@ -27,6 +27,7 @@ import pytest
 from mle_client import MLELogger, layout, load_log, logger, runtime
 from mle_client.ring import MEMORY_BYTES as RING_MEMORY_BYTES
 from mle_client.ring import SEGMENT_BYTES, Ring
+from mle_daemon.config import DaemonConfig
 from tests import checker
 from tests.integration import daemons
 
@@ -36,6 +37,7 @@ MEMORY_BYTES: Final = 2 * SEGMENT_BYTES
 SPILL_BYTES: Final = 4 * SEGMENT_BYTES
 # What a trainer may grow by beside its ring's mapped memory: the interpreter's own, in a loop.
 GROWTH_BYTES: Final = 16 * 2**20
+TAIL_BYTES: Final = DaemonConfig("").tail_limit_bytes
 # ticks logged, delivered, spilled, lost; by the end of the loop: lost, acknowledged, grown bytes,
 # and milliseconds that update() has waited
 _REPORT: Final = struct.Struct("<8Q")
@@ -286,6 +288,36 @@ def test_a_trainer_that_is_killed_while_ticks_are_dropped_leaves_their_count(roo
                 sent=len(columns[checker.STEP]) + 1_000, begun=2**40, lost=1_000,
             )  # fmt: skip
             assert verdict.faults == {"missing": 1_000}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_much_that_killed_trainers_have_spilled_does_not_fill_the_daemons_memory(
+    root: Path,
+) -> None:
+    """It is taken in beside all other work; a stop waits for it."""
+    sent = 1_500_000  # some 75 MB
+    plan = Plan(lambda number, lost, seconds: number < sent, small=False)
+    with daemons.running(root) as daemon, Producers(plan, root / "exp") as producers:
+        process = psutil.Process(daemon["pid"])
+        at_rest = process.memory_info().rss
+        with stopped(daemon["pid"]):
+            producers.go_on()
+            producers.wait()
+            spilled = on_disk(root)
+            producers.kill()
+        slowest = peak = 0.0
+        while states(root) != {"crashed"}:
+            began = time.monotonic()
+            daemons.status(root)
+            slowest = max(slowest, time.monotonic() - began)
+            peak = max(peak, process.memory_info().rss - at_rest)
+        print(f"{spilled} bytes spilled; memory + {peak}; the slowest status took {slowest:.2f} s")
+        assert spilled > 3 * TAIL_BYTES
+        assert peak < 4 * TAIL_BYTES  # a third of them log text, of which copies are made
+        for seed in range(1, PRODUCERS + 1):
+            verdict = checker.judge(stored(root / "exp", seed), seed, sent=sent, begun=2**40)
+            assert verdict.faults == {}
 
 
 def states(root: Path) -> set[str]:

@@ -229,7 +229,7 @@ def test_a_killed_process_leaves_its_committed_records(tmp_path: Path) -> None:
     lock = rings.take_over(str(tmp_path / "ring"))
     assert lock is not None
     os.close(lock)
-    remains = rings.read_remains(str(tmp_path / "ring"), str(tmp_path / "spill"))
+    remains = list(rings.read_remains(str(tmp_path / "ring"), str(tmp_path / "spill")))
     records = [msgpack.packb([text]) for text in (b"kept", b"r" * SEGMENT_BYTES, b"also kept")]
     assert [part.payload for part in remains] == records
     assert [part.base for part in remains] == [0, len(records[0]), sum(map(len, records[:2]))]
@@ -266,6 +266,56 @@ def test_a_gap_that_was_told_is_not_told_again(tmp_path: Path, noted: bool) -> N
     assert [gap.ticks for gap in left(tmp_path)] == [2]
     ring.note_lost(2)  # as many again
     assert [gap.ticks for gap in left(tmp_path)] == [2, 2]
+    ring.delete()
+
+
+def fill(ring: Ring, segments: int) -> list[int]:
+    """Put records in until so many segments are full.  Returns: where the segments begin."""
+    while len(ring.segments) <= segments:
+        put(ring, bytes(60_000))
+    return [segment.base for segment in ring.segments]
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_segments_before_what_is_wanted_are_not_read(tmp_path: Path, lost: int) -> None:
+    ring = make(tmp_path)
+    bases = fill(ring, 3)
+    stream = content(ring)
+    if lost:
+        ring.note_lost(lost)
+        stream += rings.gap_record(lost)
+    for first, base in enumerate(bases):
+        behinds = (base, base + 1) if first else (0, 1)
+        for behind in behinds:
+            read = list(rings.read_remains(ring.directory, behind=behind))
+            assert [part.base for part in read] == bases[first:]
+            assert b"".join(part.payload for part in read) == stream[base:]
+    ring.delete()
+
+
+def test_a_gap_told_in_a_segment_that_is_not_wanted_is_not_told_again(tmp_path: Path) -> None:
+    ring = make(tmp_path)
+    append(ring, wire.encode_record(m.End()))
+    ring.note_lost(2)
+    append(ring, rings.gap_record(2))
+    fill(ring, 2)
+    head = ring.head
+    stream = b"".join(part.payload for part in rings.read_remains(ring.directory, behind=head))
+    assert stream.count(rings.gap_record(2)) == 1
+    ring.delete()
+
+
+@pytest.mark.parametrize("kind", ["spare", "given a base, and then interrupted"])
+def test_a_segment_without_records_hides_none(tmp_path: Path, kind: str) -> None:
+    """Whatever base it has: the segment before it may have got more records since."""
+    ring = make(tmp_path)
+    first = put(ring, bytes(200_000))
+    ring.prepare()
+    if kind != "spare":
+        ring._spares[0].restart(ring.head)
+    second = put(ring, b"shorter")
+    read = list(rings.read_remains(ring.directory, behind=len(first)))
+    assert [part.payload for part in read] == [first + second]
     ring.delete()
 
 
@@ -329,7 +379,7 @@ def test_what_is_no_segment_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "1.seg").write_bytes(b"")
     (tmp_path / "2.seg").write_bytes(b"x" * 100)
     (tmp_path / "owner").write_bytes(b"{}")
-    assert rings.read_remains(str(tmp_path), str(tmp_path / "nowhere")) == []
+    assert list(rings.read_remains(str(tmp_path), str(tmp_path / "nowhere"))) == []
 
 
 def test_what_nobody_of_ours_has_made_is_passed_over_and_told(tmp_path: Path) -> None:
@@ -348,7 +398,7 @@ def test_a_segment_larger_than_any_is_not_read_and_not_passed_over(tmp_path: Pat
     (tmp_path / "1.seg").write_bytes(rings.MAGIC + bytes(56) + b"\x91\xa3end\xc0\0")
     os.truncate(tmp_path / "1.seg", 2**40)  # sparse
     with pytest.raises(OSError, match="larger than any segment"):
-        rings.read_remains(str(tmp_path))
+        list(rings.read_remains(str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe", "no ring", "linked ring"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,33 @@ def test_a_piece_knows_what_is_in_it() -> None:
         m.Run, m.Schema, wire.FixedBlock, m.Gap, m.Gap, m.End
     ]  # fmt: skip
     assert piece.schemas == {0: STEP}
+
+
+NOTE = m.Schema(0, (m.Field("step", m.INT),), (m.Field("loss", m.FLOAT), m.Field("note", m.TEXT)))
+OTHER = m.Schema(1, (m.Field("step", m.INT),), ())
+
+
+@pytest.mark.parametrize("kind", ["numbers", "text", "keys in turn"])
+def test_a_piece_knows_about_what_it_takes_in_memory(kind: str) -> None:
+    count = 5_000
+    ticks = {
+        "numbers": lambda i: tick_writers.pack_fixed(OTHER, float(i), (i,)),
+        "text": lambda i: wire.encode_text_tick(NOTE, float(i), (i, i / 7, f"epoch {i}")),
+        "keys in turn": lambda i: tick_writers.pack_fixed((STEP, OTHER)[i % 2], float(i), (i,)),
+    }[kind]
+    schemas = (NOTE if kind == "text" else STEP, OTHER)
+    payload = b"".join([*map(wire.encode_record, schemas), *map(ticks, range(count))])
+    stream = Stream(Trainer().id)
+    tracemalloc.start()
+    try:
+        piece = stream.read(0, payload)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert piece is not None
+    assert piece.ticks == count
+    taken += len(payload)  # the piece keeps it, too
+    assert 0.6 * taken < piece.held_bytes < 1.7 * taken
 
 
 def test_only_what_is_committed_counts() -> None:
