@@ -27,6 +27,7 @@ from benchmarks import (
     merging,
     page,
     peers,
+    profiles,
     shapes,
     startup,
     training,
@@ -39,8 +40,8 @@ from benchmarks import (
 LOGGING: Final[dict[str, Any]] = {
     each.NAME: each
     for each in (
-        *(update_cost, instructions, training, peers, end_to_end, ceiling, startup, visible),
-        *(memory, disk, growth, shapes, checkpoint, devices),
+        *(update_cost, instructions, training, peers, end_to_end, ceiling, profiles, startup),
+        *(visible, memory, disk, growth, shapes, checkpoint, devices),
     )
 }
 BENCHMARKS: Final[dict[str, Any]] = {

@@ -113,6 +113,8 @@ def _table(found: Trainings) -> Table:
         for library, rounds in found.items()
         for way in _WAYS
     ]
+    if "torch" not in found:
+        rows.append(("torch", "no CUDA device here", "not measured", "", "", ""))
     columns = ("library", "device", "call", "p50, us", "p99, us", "calls that waited")
     return Table(
         "A call with a value that is being computed; medians over the rounds", columns, (*rows,)

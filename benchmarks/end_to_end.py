@@ -52,7 +52,7 @@ class Size:
 
 SIZES: Final = {
     "full": Size({1: 500_000, 8: 200_000, 64: 25_000}, rounds=7),
-    "quick": Size({1: 200_000, 8: 50_000}, rounds=3),
+    "quick": Size({1: 200_000, 8: 50_000, 64: 6_250}, rounds=3),
     "tiny": Size({2: 200}, rounds=1),
 }
 

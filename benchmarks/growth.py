@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -69,7 +69,7 @@ class Size:
 
 SIZES: Final = {
     "full": Size((1_000, 10_000, 100_000, 1_000_000), 15, 100, 10.0, 3, 1_000, 5, (10_000_000,)),
-    "quick": Size((1_000, 10_000, 100_000, 1_000_000), 5, 100, 4.0, 1, 1_000, 1, (10_000_000,)),
+    "quick": Size((1_000, 10_000, 100_000, 1_000_000), 5, 100, 4.0, 3, 1_000, 3, (10_000_000,)),
     "tiny": Size((100, 1_000), 1, 20, 0.1, 1, 1_000, 1, (10_000, 30_000)),
 }
 
@@ -95,7 +95,8 @@ def run(size: Size) -> Result:
             FLAT,
             harness.median(each[last].call_ns / each[first].call_ns for each in visits),
         ),
-        _whole_goal(size, whole),
+        *_paced_goals(size, paces),
+        *_whole_goals(size, whole),
     )
     figures = {"visits": visits, "paces": paces, "whole": whole}
     return Result(NAME, tables, goals, figures, _pictures(size, visits, whole))
@@ -268,7 +269,10 @@ def _paced_table(size: Size, paces: list[dict[str, Pace]]) -> Table:
         *("ticks in the run", "client CPU, us a tick", "daemon CPU, us a tick"),
         *("daemon, % of a core", "written, bytes a tick"),
     )
-    title = f"paced: {size.ticks_per_s:,} ticks a second with save=True, for {size.paced_s:g} s"
+    title = (
+        f"paced: {size.ticks_per_s:,} ticks a second with save=True, for {size.paced_s:g} s, "
+        "medians over the rounds"
+    )
     return Table(title, columns, tuple(rows))
 
 
@@ -319,18 +323,31 @@ def _net_in_round_us(runs: dict[str, end_to_end.Run], size: Size, length: int) -
     return spent / (length - first)
 
 
-def _whole_goal(size: Size, rounds: list[dict[str, end_to_end.Run]]) -> Goal:
-    """That a tick costs no more in the longest run than in one that is not all fixed cost."""
-    last = size.whole[-1]
-    reference = next(n for n in size.whole if n >= _NET_FROM * size.lengths[0])
-    return Goal(
-        f"CPU of a tick in a run of {last:,}, x one of {reference:,}, net of the shortest run",
-        FLAT,
-        harness.median(
-            _net_in_round_us(each, size, last) / _net_in_round_us(each, size, reference)
-            for each in rounds
-        ),
+def _paced_goals(size: Size, paces: list[dict[str, Pace]]) -> Iterator[Goal]:
+    """That a tick at the pace of a training costs the daemon no more in the longest run."""
+    first, last = size.lengths[0], size.lengths[-1]
+    whats: tuple[tuple[str, Callable[[Pace], float]], ...] = (
+        ("CPU of the daemon", lambda pace: pace.daemon_cpu_s / pace.ticks),
+        ("bytes that the daemon writes", lambda pace: pace.written_bytes / pace.ticks),
     )
+    for what, of in whats:
+        ratio = harness.median(of(each[str(last)]) / of(each[str(first)]) for each in paces)
+        pace = f"{size.ticks_per_s:,} a second"
+        yield Goal(f"{what} for a tick, {pace}, at {last:,} ticks, x {first:,}", FLAT, ratio)
+
+
+def _whole_goals(size: Size, rounds: list[dict[str, end_to_end.Run]]) -> Iterator[Goal]:
+    """That a tick costs no more in the longest run than in those that are not all fixed cost."""
+    *shorter, last = size.whole
+    for reference in (n for n in shorter if n >= _NET_FROM * size.lengths[0]):
+        yield Goal(
+            f"CPU of a tick in a run of {last:,}, x one of {reference:,}, net of the shortest run",
+            FLAT,
+            harness.median(
+                _net_in_round_us(each, size, last) / _net_in_round_us(each, size, reference)
+                for each in rounds
+            ),
+        )
 
 
 def _pictures(

@@ -9,6 +9,7 @@ It knows nothing of what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -18,11 +19,11 @@ import platform
 import re
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +34,10 @@ import psutil
 from benchmarks import pictures, timing
 
 RESULTS: Final = Path(__file__).parent / "results"
-PACKAGES: Final = ("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack")
+PACKAGES: Final = (
+    *("mle-daemon", "numpy", "h5py", "pyzmq", "msgpack"),
+    *("torch", "scikit-learn", "jax", "matplotlib"),  # what is measured with
+)
 # The folders of an absolute path, as text, JSON or a compiler's -L has it; not `ticks/s`, `https://`.
 _FOLDERS: Final = re.compile(
     r"""(?:(?<![\w.…/])|(?<=://)|(?<=\\[nt])|(?<=-[LI]))/(?:[^\s/"'\\:,;()]+/)+"""
@@ -149,8 +153,20 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
+        "commit": _commit(),
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def _commit() -> str:
+    """What is measured, as git names it; "" where it is no clone."""
+    words = ("git", "describe", "--always", "--dirty", "--abbrev=9")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            words, cwd=RESULTS.parent, capture_output=True, text=True, check=True, timeout=10.0
+        )
+        return done.stdout.strip()
+    return ""
 
 
 def _processor() -> str:
@@ -170,7 +186,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-@contextmanager
+@contextlib.contextmanager
 def watching() -> Iterator[dict[str, float]]:
     """See how long something takes, and how busy the machine is with other things meanwhile.
 

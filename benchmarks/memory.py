@@ -35,6 +35,7 @@ RUN_GOAL_MB: Final = 64 * 1024 / 1e6  # of the daemon, for each open run
 _MB: Final = 1e6
 _KIB: Final = 1024
 _SETTLE_S: Final = 0.5  # until a daemon has put away what it used for the last ticks
+_IDLE_CPU_S: Final = 0.02  # in that time, of one that does nothing
 _TIMEOUT_S: Final = 600.0
 _NUMPY, _IMPORTED, _CONSTRUCTED, _CLOSED = (
     *("numpy alone", "MLELogger imported", "constructed", "closed"),
@@ -119,6 +120,7 @@ def look_at_script(size: Size) -> list[Look]:
                 _go_on(process, ticks)
                 looks.append(_look(ticks, process, space, size))
             _go_on(process, 0)
+            _wait_until_idle(space)  # it is being sealed
             looks.append(_look(_CLOSED, process, space, size))
         stored = space.stored_ticks("run")
         if stored != size.ticks[-1]:
@@ -176,6 +178,15 @@ def _go_on(process: subprocess.Popen[str], goal: int) -> None:
 def _look(at: int | str, process: subprocess.Popen[str], space: Workspace, size: Size) -> Look:
     time.sleep(size.settle_s)
     return Look(at, memory_of(process.pid), memory_of(space.daemon_pid))
+
+
+def _wait_until_idle(space: Workspace) -> None:
+    """Wait until the daemon does nothing any more."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    before = -1.0
+    while (used := space.daemon_cpu_s()) - before > _IDLE_CPU_S and time.monotonic() < deadline:
+        before = used
+        time.sleep(_SETTLE_S)
 
 
 def memory_of(pid: int) -> Memory:
@@ -269,7 +280,7 @@ def _goals(script: Sequence[Look], runs: Sequence[Look]) -> Iterator[Goal]:
     peak = (script[-1].client.peak - numpy.rss) / _MB
     yield Goal("script, peak over numpy alone, MB", CLIENT_GOAL_MB, peak)
     for look in script:
-        if not isinstance(look.at, str):
+        if look.at == _CLOSED or not isinstance(look.at, str):
             limit = DAEMON_GOAL_MB + RUN_GOAL_MB
             yield Goal(f"daemon after {_name(look)}: RSS, MB", limit, look.daemon.rss / _MB)
     for look in runs:

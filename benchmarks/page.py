@@ -157,7 +157,10 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _versions(machine: Mapping[str, Any]) -> str:
-    return _escaped(", ".join(f"{name} {machine[name]}" for name in ("python", *harness.PACKAGES)))
+    names = ("python", *harness.PACKAGES)
+    found = ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
+    commit = machine.get("commit")
+    return _escaped(f"{found}; commit {commit}" if commit else found)
 
 
 # --- goals ----------------------------------------------------------------------------------------

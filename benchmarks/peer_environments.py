@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ IMPORTS: Final[Mapping[str, str]] = {
     "trackio": "trackio",
     "wandb": "wandb",
 }
+# No logger: a program that looks at processes.
+_PROGRAMS: Final = ("py-spy",)
 _TORCH: Final = frozenset({"csv"})  # these get ours, and nothing that they do not name themselves
 _AT_ONCE: Final = 2  # pip mostly unpacks, which takes a core
 _PIP_TIMEOUT_S: Final = 600.0  # for a registry that is slow
@@ -57,7 +60,7 @@ def requirements(peer: str) -> list[str]:
 
 
 def make_all(
-    peers: Iterable[str] = (MLE_LOGGING, *IMPORTS), install: Install | None = None
+    peers: Iterable[str] = (MLE_LOGGING, *IMPORTS, *_PROGRAMS), install: Install | None = None
 ) -> dict[str, str]:
     """Make the environments that are missing, or made of something else.
 
@@ -91,6 +94,18 @@ def _make(peer: str, install: Install) -> str:
     return ""
 
 
+def version(peer: str) -> str:
+    """The release of a peer that its environment has; "" where there is none."""
+    name = re.split(r"[<>=~]", requirements(peer)[0])[0] if peer in IMPORTS else peer
+    name = "lightning-fabric" if peer == "csv" else name
+    said = subprocess.run(
+        [python_of(peer), "-c", f"import importlib.metadata as m; print(m.version({name!r}))"],
+        capture_output=True, text=True, check=False, timeout=_IMPORT_TIMEOUT_S,
+        env=upstream.environment(),
+    )  # fmt: skip
+    return f"{name} {said.stdout.strip()}" if said.returncode == 0 else ""
+
+
 def is_made(peer: str) -> bool:
     """Whether a peer's environment is there, and made of what pyproject.toml says now."""
     stamp = HOME / peer / _STAMP
@@ -113,6 +128,8 @@ def _install(peer: str, home: Path) -> None:
     )
     if peer in _TORCH:
         upstream.lend(home)
+    if peer in _PROGRAMS:
+        return
     # Whoever imports it first has Python compile it, which is not what is to be measured.
     subprocess.run(
         [python, "-c", f"import {IMPORTS[peer]}"],

@@ -118,6 +118,7 @@ def run(size: Size) -> Result:
         _runs_table(runs, missing),
         _at_once_table(at_once, missing),
         _starts_table(starts, runs, missing),
+        _versions_table(peers),
     )
     figures = {
         "problems": problems,
@@ -161,6 +162,12 @@ def _measure(size: Size, peers: list[str]) -> tuple[Calls, Runs, Runs, list[dict
         in_turn(f"{AT_ONCE} at once", many, peers, size.at_once_rounds),
         in_turn("start", peer_runs.import_s, peers, size.rounds),
     )
+
+
+def _versions_table(peers: list[str]) -> Table:
+    named = ((peer, peer_environments.version(peer)) for peer in peers if peer in LABELS)
+    rows = tuple((LABELS[peer], version) for peer, version in named if version)
+    return Table("What was measured beside ours", ("logger", "release"), rows or (("none", ""),))
 
 
 # --- calls ----------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ def _account_table(found: Mapping[str, Measured]) -> Table:
         ]
     columns = (
         *("loop", "ticks a second", "update(), us", "other threads, % of a core", "us a tick"),
-        *("slower by at most, %", "daemon, % of a core"),
+        *("slower by, %", "daemon, % of a core"),
     )
     title = "Accounted: CPU time that logging uses"
     return Table(title, columns, tuple(rows) or (("no loop is installed", *[""] * 6),))

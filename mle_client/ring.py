@@ -67,6 +67,11 @@ MEMORY_FREE_SHARE: Final = 0.25
 MEMORY_FREE_BYTES: Final = 4 * 2**30
 # On disk, a producer: some 17 million ticks of four values.
 SPILL_BYTES: Final = 2**30
+# A segment on disk is as large as all that is there already, up to this: making, reading and
+# removing a file takes as long for a small one, and each time Python's lock may be gone for 5 ms.
+_MOST_SPILLED_BYTES: Final = 2 * 2**20
+# Segments that are kept to be written to again: while they are needed, and when they are not.
+_MOST_SPARES, _FEW_SPARES = 8, 2
 _NO_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _TOO_MANY_FILES: Final = "too many open files: close() loggers that are done, or see ulimit -n"
 _RECYCLED: Final = "a segment was recycled while it was read"
@@ -193,6 +198,7 @@ class Ring:
         self._lost_offset = len(owner)
         self._owner_fd = self._claim(owner, fall_back)
         self._spares: list[Segment] = []
+        self._rolls = self._rolls_seen = 0
         self.segments: list[Segment] = []  # oldest first; the last one is written to
         try:
             self.segments.append(self._new_segment(SEGMENT_BYTES))
@@ -238,6 +244,7 @@ class Ring:
         segment.restart(base)
         full = self.active
         self.segments.append(segment)
+        self._rolls += 1
         if full.spilled:  # hundreds may add up while no daemon runs
             full.unmap()
         return segment
@@ -263,7 +270,13 @@ class Ring:
                 self._making.release()
 
     def prepare(self) -> None:
-        """Have a spare segment ready, so that the next `roll` need not make one."""
+        """Have a spare segment ready, so that the next `roll` need not make one.
+
+        Of many that a burst has left one is given back at each call, once it is over.
+        """
+        if self._rolls == self._rolls_seen and len(self._spares) > _FEW_SPARES:
+            self._spares.pop(0).unlink()
+        self._rolls_seen = self._rolls
         if self._spares or 2 * self.active.end <= self.active.size:
             return
         if self._making.acquire(blocking=False):
@@ -326,7 +339,11 @@ class Ring:
         """Recycle the segments that lie wholly before a position."""
         while len(self.segments) > 1 and self.segments[0].end_position <= position:
             segment = self.segments.pop(0)
-            if segment.spilled or segment.size != SEGMENT_BYTES or len(self._spares) >= 2:
+            if (
+                segment.spilled
+                or segment.size != SEGMENT_BYTES
+                or len(self._spares) >= _MOST_SPARES
+            ):
                 segment.unlink()
             else:
                 segment.clear()
@@ -400,17 +417,24 @@ class Ring:
             with contextlib.suppress(OSError):
                 path = os.path.join(self.directory, name)
                 return _create_segment(path, size, self._producer, False)
+        larger = min(on_disk, _MOST_SPILLED_BYTES)
+        if size < larger <= self._spill_bytes - on_disk:
+            with contextlib.suppress(RingFull):
+                return self._on_disk(name, larger)
         if on_disk + size <= self._spill_bytes or not bounded:
-            try:
-                os.makedirs(self._spill_directory, mode=0o700, exist_ok=True)
-                path = os.path.join(self._spill_directory, name)
-                return _create_segment(path, size, self._producer, True)
-            except OSError as error:
-                why = error.strerror or str(error)
-                text = f"{self._spill_directory}: {why}, {size} bytes are needed"
-                raise RingFull(text) from error
+            return self._on_disk(name, size)
         spilled = f"{on_disk} bytes are spilled, {self._spill_bytes} (MLE_SPILL_BYTES) is the bound"
         raise RingFull(f"{self._spill_directory}: {spilled}")
+
+    def _on_disk(self, name: str, size: int) -> Segment:
+        try:
+            os.makedirs(self._spill_directory, mode=0o700, exist_ok=True)
+            path = os.path.join(self._spill_directory, name)
+            return _create_segment(path, size, self._producer, True)
+        except OSError as error:
+            why = error.strerror or str(error)
+            text = f"{self._spill_directory}: {why}, {size} bytes are needed"
+            raise RingFull(text) from error
 
 
 def has_room(directory: str, size: int) -> bool:

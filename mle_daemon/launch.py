@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import gc
 import logging
 import os
 import select
@@ -34,6 +35,9 @@ from mle_daemon.config import DaemonConfig
 # What a daemon in the background writes to stderr: little, for its log is elsewhere, but the
 # reason why it did not start, and the stacks of a crash in a C library.
 _STDERR_FILE: Final = "daemon.err"
+# So many containers more than before, and Python looks for cycles among them: ours make few, and a
+# piece of ticks with text is thousands of lists, which were most of what decoding it took.
+_NEW_OBJECTS: Final = 100_000
 _LOG_BYTES: Final = 5_000_000  # then the log is put aside
 _LOG_COPIES: Final = 2
 # Another daemon that holds the root without taking clients is about to be ready or about to leave.
@@ -178,6 +182,7 @@ def run_here(
     wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
     allocator.use_one_arena()  # before there are threads
+    gc.set_threshold(_NEW_OBJECTS)
     from mle_daemon import connection_limit, daemon  # loads HDF5, which the other verbs need not
 
     connection_limit.raise_limit()

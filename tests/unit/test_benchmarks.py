@@ -63,7 +63,7 @@ def test_update_cost_reports_its_goal() -> None:
     result = update_cost.run(dataclasses.replace(tiny, cases=("2 clocks + 2 statistics",)))
 
     assert_is_complete(result)
-    assert [goal.limit for goal in result.goals] == [4.0]
+    assert [goal.limit for goal in result.goals] == [2.5, 1.0, 1.0]
     assert [each.name for each in result.pictures] == ["p50", "p99"]
 
 
@@ -76,7 +76,7 @@ def test_growth_reports_each_length_in_each_view() -> None:
     *opened, whole = [[row[0] for row in table.rows] for table in result.tables]
     assert opened == [[*size.lengths]] * 2
     assert whole == [*size.whole]
-    assert [goal.limit for goal in result.goals] == [1.1, 1.1]
+    assert [goal.limit for goal in result.goals] == [1.1] * 4
 
 
 def test_end_to_end_runs_every_system() -> None:

@@ -129,7 +129,7 @@ def test_memory_looks_at_a_script_and_at_runs() -> None:
     script, daemon, runs = result.tables
     assert len(script.rows) == len(daemon.rows) + 1 == 4 + len(size.ticks)
     assert [row[0] for row in runs.rows] == [*size.runs]
-    assert len(result.goals) == 2 + len(size.ticks) + len(size.runs)
+    assert len(result.goals) == 3 + len(size.ticks) + len(size.runs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's account of memory")

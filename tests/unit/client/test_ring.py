@@ -21,7 +21,7 @@ from mle_client import messages as m
 from mle_client import ring as rings
 from mle_client import runtime, tick_layout, wire
 from mle_client.messages import ProducerId
-from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES, Ring, RingFull
+from mle_client.ring import HEADER_BYTES, SEGMENT_BYTES, Ring, RingFull, Segment
 
 PRODUCER = ProducerId(b"p" * 16)
 
@@ -164,6 +164,55 @@ def test_a_prepared_segment_is_the_next_one(ring: Ring) -> None:
     held = ring.held_bytes
     ring.roll(1)
     assert ring.held_bytes == held
+
+
+def test_segments_are_used_again_after_a_burst_and_given_back_when_it_is_over(ring: Ring) -> None:
+    fill(ring, 12)
+    ring.release(ring.head)
+    assert len(ring._spares) == 8
+    before = ring.held_bytes
+    fill(ring, 8)
+    assert ring.held_bytes == before
+    ring.release(ring.head)
+    for _ in range(10):
+        ring.prepare()
+    assert len(ring._spares) == 2
+    files = {segment.path for segment in (*ring.segments, *ring._spares)}
+    assert {str(path) for path in Path(ring.directory).glob("*.seg")} == files
+
+
+def test_much_that_is_spilled_is_in_few_files_within_the_bound(tmp_path: Path) -> None:
+    ring = make(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=10 * SEGMENT_BYTES)
+    put(ring, b"first")
+    with pytest.raises(RingFull, match="is the bound"):
+        fill(ring, 100)
+    spilled = [segment.size // SEGMENT_BYTES for segment in ring.segments if segment.spilled]
+    assert spilled == [1, 1, 2, 4, 1, 1]
+    stream = content(ring)
+    assert (
+        b"".join(
+            part.payload for part in rings.read_remains(ring.directory, str(tmp_path / "spill"))
+        )
+        == stream
+    )
+    ring.delete()
+
+
+def test_where_the_disk_has_no_room_for_a_large_segment_a_small_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make(tmp_path, memory_bytes=SEGMENT_BYTES)
+    create = rings._create_segment
+
+    def full_disk(path: str, size: int, *rest: Any) -> Segment:
+        if size > SEGMENT_BYTES:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(path, size, *rest)
+
+    monkeypatch.setattr(rings, "_create_segment", full_disk)
+    fill(ring, 6)
+    assert {segment.size for segment in ring.segments} == {SEGMENT_BYTES}
+    ring.delete()
 
 
 def test_nobody_takes_over_a_ring_whose_owner_lives(ring: Ring) -> None:
