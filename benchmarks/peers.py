@@ -127,7 +127,7 @@ def run(size: Size) -> Result:
         "8 at once": [{peer: asdict(each) for peer, each in turn.items()} for turn in at_once],
         "import_s": starts,
     }
-    pictures = tuple(_pictures(peers, tables))
+    pictures = tuple(_pictures(peers, tables[:4]))
     return Result(NAME, tables, _goals(calls, runs, at_once), figures, pictures)
 
 
@@ -165,7 +165,8 @@ def _measure(size: Size, peers: list[str]) -> tuple[Calls, Runs, Runs, list[dict
 
 
 def _versions_table(peers: list[str]) -> Table:
-    named = ((peer, peer_environments.version(peer)) for peer in peers if peer in LABELS)
+    others = (peer for peer in peers if peer not in (OURS, NAIVE, "jsonl"))
+    named = ((peer, peer_environments.version(peer)) for peer in others)
     rows = tuple((LABELS[peer], version) for peer, version in named if version)
     return Table("What was measured beside ours", ("logger", "release"), rows or (("none", ""),))
 

@@ -47,6 +47,10 @@ _WAITING: Final = re.compile(
     r"|pthread_cond_(?:timed)?wait|sem_\w*wait|futex\w*|take_gil|epoll_wait|p?poll|select"
     r"|clock_nanosleep|nanosleep|fsync|fdatasync|lock_PyThread_acquire_lock|__lll_lock_wait)"
 )
+# The daemon's own that wait in a function of the C library that has no name.
+_MAY_WAIT: Final = re.compile(
+    r"^(?:\w+\.)?(?:_work|wait|poll) \((?:.*/)?(?:landing|server|poll)\.py"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,9 @@ def read(lines: Iterable[str]) -> dict[str, Thread]:
         name = (thread["name"] if thread else "") or "a thread of a library"
         found = threads.setdefault(name, Thread())
         at = max((at for at, each in enumerate(frames) if _PYTHON.match(each)), default=-1)
-        if any(_WAITING.match(frame) for frame in frames[max(0, at) :]):
+        inner = frames[max(0, at) :]
+        is_asleep = inner[-1:] and inner[-1].startswith("0x") and _MAY_WAIT.match(inner[0])
+        if is_asleep or any(_WAITING.match(frame) for frame in inner):
             found.waits += int(looks)
         elif frames:
             function = _short(frames[at]) if at >= 0 else "–"

@@ -33,6 +33,9 @@ class Piece:
         position: of the first byte.
         end: behind the last.
         schemas: of the stream up to `end`.
+
+    Attributes:
+        held_bytes: about what it takes in memory.
     """
 
     producer: m.ProducerId
@@ -41,10 +44,12 @@ class Piece:
     payload: bytes
     records: tuple[wire.Record, ...]
     schemas: dict[int, m.Schema]
+    held_bytes: int = field(init=False)
 
-    @property
-    def held_bytes(self) -> int:
-        """About what it takes in memory."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held_bytes", self._held_bytes())  # asked for again and again
+
+    def _held_bytes(self) -> int:
         texts = (record for record in self.records if isinstance(record, wire.TextBlock))
         values = sum(len(block) * len(block.values) for block in texts)
         return len(self.payload) + RECORD_BYTES * len(self.records) + TEXT_VALUE_BYTES * values

@@ -28,7 +28,9 @@ def test_every_view_has_all_peers_and_says_who_is_missing(monkeypatch: pytest.Mo
     assert_is_complete(result)
     measured = [peers.LABELS[peer] for peer in SMALL.peers]
     missing = peers.LABELS["wandb"]
-    for table in result.tables:
+    *views, releases = result.tables
+    assert releases.rows == (("none", ""),)  # ours and what needs no environment
+    for table in views:
         assert [row[0] for row in table.rows][-4:] == [*measured, missing]
         assert table.rows[-1][1] == "not installed"
     assert result.figures["problems"] == {"wandb": "no registry"}
@@ -42,6 +44,7 @@ def test_mle_logging_runs_in_its_own_environment() -> None:
     found = peer_runs.run("mle-logging", 1, 20)
     spent = peer_runs.calls("mle-logging", 1, 20)
 
+    assert peer_environments.version("mle-logging") == f"mle-logging {upstream.RELEASE}"
     assert found.run.ticks == 20
     assert found.run.file_bytes > 0
     assert set(spent) == {TIMER, FLOOR, UPDATE}
