@@ -69,9 +69,10 @@ MEMORY_FREE_BYTES: Final = 4 * 2**30
 SPILL_BYTES: Final = 2**30
 # A segment on disk is as large as all that is there already, up to this: making, reading and
 # removing a file takes as long for a small one, and each time Python's lock may be gone for 5 ms.
-_MOST_SPILLED_BYTES: Final = 2 * 2**20
+_MOST_SPILLED_BYTES: Final = 2**20
 # Segments that are kept to be written to again: while they are needed, and when they are not.
 _MOST_SPARES, _FEW_SPARES = 8, 2
+_POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)  # Linux
 _NO_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _TOO_MANY_FILES: Final = "too many open files: close() loggers that are done, or see ulimit -n"
 _RECYCLED: Final = "a segment was recycled while it was read"
@@ -144,13 +145,22 @@ class Segment:
             os.unlink(self.path)
 
 
-def _create_segment(path: str, size: int, producer: ProducerId, spilled: bool) -> Segment:
+def _create_segment(
+    path: str, size: int, producer: ProducerId, spilled: bool, populate: bool = False
+) -> Segment:
+    """Make a segment's file.
+
+    Args:
+        populate: have all of it mapped at once, and not a page at a time as it is written to, which
+            is one `update()` in sixty; it is in memory then whether or not it will be needed.
+    """
     # A file object, not a descriptor: should a signal handler raise just here, it is closed still.
     with open(path, "x+b", buffering=0) as file:
         try:
             # Reserved now: a mapped page that cannot be backed later would be a SIGBUS in training.
             os.posix_fallocate(file.fileno(), 0, size)
-            buffer = mmap.mmap(file.fileno(), size)
+            flags = mmap.MAP_SHARED | (_POPULATE if populate else 0)
+            buffer = mmap.mmap(file.fileno(), size, flags)
         except BaseException:
             os.unlink(path)
             raise
@@ -416,7 +426,9 @@ class Ring:
         if in_memory + size <= self._memory_bytes and has_room(self.directory, size):
             with contextlib.suppress(OSError):
                 path = os.path.join(self.directory, name)
-                return _create_segment(path, size, self._producer, False)
+                # Who needs a second one logs fast; of a thousand loggers most never do.
+                populate = bool(self.segments)
+                return _create_segment(path, size, self._producer, False, populate)
         larger = min(on_disk, _MOST_SPILLED_BYTES)
         if size < larger <= self._spill_bytes - on_disk:
             with contextlib.suppress(RingFull):

@@ -181,6 +181,22 @@ def test_segments_are_used_again_after_a_burst_and_given_back_when_it_is_over(ri
     assert {str(path) for path in Path(ring.directory).glob("*.seg")} == files
 
 
+def test_who_needs_a_second_segment_has_it_mapped_as_a_whole(ring: Ring) -> None:
+    """And who does not, pays for the pages that it writes to, of a thousand loggers."""
+
+    def in_memory(segment: Segment) -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        at = next(at for at, line in enumerate(lines) if line.endswith(segment.path))
+        return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1])
+
+    if not rings._POPULATE or not Path("/proc/self/smaps").exists():
+        pytest.skip("this system maps a page at a time")
+    put(ring, b"first")
+    assert in_memory(ring.active) < 64
+    ring.roll(1)
+    assert in_memory(ring.active) == SEGMENT_BYTES // 1024
+
+
 def test_much_that_is_spilled_is_in_few_files_within_the_bound(tmp_path: Path) -> None:
     ring = make(tmp_path, memory_bytes=SEGMENT_BYTES, spill_bytes=10 * SEGMENT_BYTES)
     put(ring, b"first")
