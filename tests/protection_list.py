@@ -934,7 +934,7 @@ PROTECTIONS: Final = (
         "what goes wrong after a drop is told",
         "mle_client/logger.py",
         "        channel.on_error = self._failed\n",
-        "",
+        "        self._missed = []  # not the one that is told\n",
         "tests/integration/test_dropped_loggers.py::test_what_goes_wrong_after_it_was_dropped_is_told",
     ),
     Protection(
