@@ -872,7 +872,7 @@ PROTECTIONS: Final = (
         "mle_client/transport.py",
         "import zmq\n\nfrom mle_client import addresses",
         'class _Late:\n    __getattr__ = lambda self, name: getattr(__import__("zmq"), name)\n\n\nzmq = _Late()\n\nfrom mle_client import addresses',
-        "tests/crash/test_processes.py::test_who_inherits_a_logger_logs_on",
+        "tests/unit/client/test_transport.py -k zeromq_is_whole",
     ),
     Protection(
         "what is recycled before it is copied is noticed",

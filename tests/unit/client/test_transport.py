@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,3 +134,15 @@ def test_a_round_that_hears_of_much_is_as_busy_as_one_that_sends_much(
         log.close()
     assert size > 100_000
     assert sum(moved) >= 1.8 * size  # each byte in the round that sends it and in one that hears
+
+
+def test_zeromq_is_whole_before_there_is_a_thread() -> None:
+    """Else one that is forked while the sender's thread imports it has half of it for ever."""
+    program = (
+        "import sys, threading; from mle_client import transport; "
+        "print(threading.active_count(), 'zmq' in sys.modules, hasattr(transport.zmq, 'DEALER'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["1", "True", "True"]
