@@ -9,6 +9,7 @@ It measures nothing.
 
 from __future__ import annotations
 
+import abc
 import importlib
 import json
 import sqlite3
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, Final
 STEP, EPOCH, LOSS, TEST_LOSS = "num_steps", "num_epochs", "train_loss", "test_loss"
 
 
-class Peer:
+class Peer(abc.ABC):
     """One logger with one run.
 
     Attributes:
@@ -39,12 +40,12 @@ class Peer:
     settings: ClassVar[Mapping[str, str]] = {}
     log: Any
 
-    def __init__(self, target: str, seed: int) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __init__(self, target: str, seed: int) -> None: ...
 
+    @abc.abstractmethod
     def close(self) -> None:
         """End the run; returns when all that was logged is stored."""
-        raise NotImplementedError
 
     def count(self) -> int | None:
         """How many ticks are stored; None where whoever has started it counts."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -96,14 +95,14 @@ def _make(peer: str, install: Install) -> str:
 
 def version(peer: str) -> str:
     """The release of a peer that its environment has; "" where there is none."""
-    name = re.split(r"[<>=~]", requirements(peer)[0])[0] if peer in IMPORTS else peer
-    name = "lightning-fabric" if peer == "csv" else name
+    name = IMPORTS.get(peer, peer).partition(".")[0].replace("_", "-")
+    program = f"import importlib.metadata as m; print({name!r}, m.version({name!r}))"
     said = subprocess.run(
-        [python_of(peer), "-c", f"import importlib.metadata as m; print(m.version({name!r}))"],
+        [python_of(peer), "-c", program],
         capture_output=True, text=True, check=False, timeout=_IMPORT_TIMEOUT_S,
         env=upstream.environment(),
     )  # fmt: skip
-    return f"{name} {said.stdout.strip()}" if said.returncode == 0 else ""
+    return said.stdout.strip() if said.returncode == 0 else ""
 
 
 def is_made(peer: str) -> bool:

@@ -118,7 +118,7 @@ def look_at(who: str, case: str, seconds: float) -> tuple[str, str]:
         return _spy(pid, seconds)
 
 
-def _trial(space: Workspace, case: str) -> Any:
+def _trial(space: Workspace, case: str) -> subprocess.Popen[str]:
     """A process that logs until its input ends."""
     words = ("-P", "-m", "benchmarks.profiles_trial", str(space.root / "run"), case)
     process = bare.start((sys.executable, *words))

@@ -114,8 +114,9 @@ class Daemon:
         self._refusals = limits.Sparingly()
         self._report: e.Report | None = None  # of this round
         self._said: set[str] = set()  # what is found at every look and is told once
-        self._next_look = self._next_beat = self._took_at = 0.0
+        self._next_look = self._next_beat = 0.0
         self._is_draining = False  # there is more to take of the rings of dead processes
+        self._took_at = self._started  # when some of that was taken last, or nothing was left
         self._sync_failed = False
         self._give_up_at = float("inf")
         self._complete = True  # every log has all there is

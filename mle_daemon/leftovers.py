@@ -145,9 +145,9 @@ class Leftovers:
             data = m.Data(producer, remains.base, remains.payload)
             self._deliver(e.Received(e.NOBODY, data))
             before, position = position, self._core.position(producer)
-            self._has_taken |= position > before
-            if self._core.degraded:  # the disk is full, or broken
+            if position == before:  # the journal cannot be written, or this is refused
                 break
+            self._has_taken = True
         if position >= end:
             self._take_left(ring)
             if self._core.is_settled(producer):

@@ -6,9 +6,11 @@ two configurations and a merged log, is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -68,24 +70,36 @@ def outcomes(output: str) -> dict[str, str]:
     return {test: outcome for outcome, test in found}
 
 
-@pytest.mark.timeout(140)
-def test_it_passes_with_the_name_changed_and_unchanged(tmp_path: Path) -> None:
-    renamed, unchanged = tmp_path / "renamed", tmp_path / "unchanged"
-    prepare(renamed, module="mle_client")
-    prepare(unchanged)
+def outputs(programs: Mapping[str, tuple[Path, tuple[str, ...]]]) -> dict[str, str]:
+    """Run several at once, for most of the time of each is spent in waiting.
 
-    # At once: most of the time of either is spent in waiting.
-    with start(renamed) as one, start(unchanged, "-m", "mle_client.compat") as other:
+    Args:
+        programs: {name: as of `start`}.
+    """
+    with contextlib.ExitStack() as stack:
+        started = {
+            name: stack.enter_context(start(folder, *command))
+            for name, (folder, command) in programs.items()
+        }
         try:
-            said = {"renamed": one.communicate(timeout=60)[0], "unchanged": other.communicate()[0]}
+            return {name: each.communicate(timeout=120)[0] for name, each in started.items()}
         finally:
-            one.kill()
-            other.kill()
+            for each in started.values():
+                each.kill()
+
+
+@pytest.mark.timeout(280)
+def test_it_passes_with_the_name_changed_and_unchanged(tmp_path: Path) -> None:
+    programs: dict[str, tuple[Path, tuple[str, ...]]] = {
+        "renamed": (tmp_path / "renamed", ()),
+        "unchanged": (tmp_path / "unchanged", ("-m", "mle_client.compat")),
+    }
+    prepare(tmp_path / "renamed", module="mle_client")
+    prepare(tmp_path / "unchanged")
+
+    said = outputs(programs)
     # Each test removes the folder that the daemon may still be writing the one before into.
-    if REMOVAL_FAILED in said["renamed"]:
-        said["renamed"] = start(renamed).communicate(timeout=60)[0]
-    if REMOVAL_FAILED in said["unchanged"]:
-        said["unchanged"] = start(unchanged, "-m", "mle_client.compat").communicate(timeout=60)[0]
+    said |= outputs({name: programs[name] for name in said if REMOVAL_FAILED in said[name]})
     daemons.end_all()
 
     for name, output in said.items():
