@@ -15,15 +15,8 @@ from typing import Final
 
 from mle_client import layout, runtime
 from mle_client.messages import Process, ProducerId
-from mle_client.ring import (
-    FULL_FILE,
-    REMOVED,
-    UNFINISHED,
-    Remains,
-    read_remains,
-    remove_folder,
-    take_over,
-)
+from mle_client.remains import Remains, read_remains, take_over
+from mle_client.ring import FULL_FILE, REMOVED, UNFINISHED, remove_folder
 from mle_client.snapshot import LeftSnapshot, read_left
 
 _FULL_BYTES: Final = 4096  # ours have two hundred
@@ -83,7 +76,7 @@ class AbandonedRing:
         self._lock = lock
 
     def remains(self, on_odd: Callable[[str], None], behind: int = 0) -> Iterator[Remains]:
-        """Its committed records, in stream order.  Args, Raises: as of `ring.read_remains`."""
+        """Its committed records, in stream order.  Args, Raises: as of `remains.read_remains`."""
         return read_remains(self.place.directory, self.place.spill, behind=behind, on_odd=on_odd)
 
     def left(self) -> list[LeftSnapshot]:

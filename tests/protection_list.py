@@ -403,7 +403,7 @@ PROTECTIONS: Final = (
         "mle_client/files.py",
         "    if stat.S_ISREG(os.fstat(fd).st_mode):",
         "    if True:",
-        "tests/unit/client/test_ring.py",
+        "tests/unit/client/test_remains.py",
     ),
     Protection(
         "links are not followed",
@@ -421,17 +421,17 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a segment is bounded",
-        "mle_client/ring.py",
+        "mle_client/remains.py",
         "        if os.fstat(fd).st_size > MAX_SEGMENT_BYTES and header[:8] == MAGIC:",
         "        if False:",
-        "tests/unit/client/test_ring.py",
+        "tests/unit/client/test_remains.py",
     ),
     Protection(
         "a link is no ring",
-        "mle_client/ring.py",
+        "mle_client/remains.py",
         "    if os.path.islink(directory):",
         "    if False:",
-        "tests/unit/client/test_ring.py",
+        "tests/unit/client/test_remains.py",
     ),
     Protection(
         "an odd owner file ends no daemon",
@@ -701,10 +701,10 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "rings are taken over where there are no locks",
-        "mle_client/ring.py",
-        "        gone = _lock(fd) or _has_ended(os.pread(fd, _OWNER_BYTES, 0))",
-        "        gone = _lock(fd)",
-        "tests/unit/client/test_ring.py -k no_locks",
+        "mle_client/remains.py",
+        "        gone = lock(fd) or _has_ended(os.pread(fd, _OWNER_BYTES, 0))",
+        "        gone = lock(fd)",
+        "tests/unit/client/test_remains.py -k no_locks",
     ),
     Protection(
         "a ring that is full says so",
@@ -1016,10 +1016,10 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a gap that was told is not told again",
-        "mle_client/ring.py",
+        "mle_client/remains.py",
         "        if gap and gap in remains.payload[max(0, position - remains.base) :]:\n",
         "        if False:\n",
-        "tests/unit/client/test_ring.py -k told_again",
+        "tests/unit/client/test_remains.py -k told_again",
     ),
     Protection(
         "one segment is made at a time",
@@ -1149,9 +1149,9 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a segment without records hides none",
-        "mle_client/ring.py",
+        "mle_client/remains.py",
         '    return None if header[HEADER_BYTES:] in (b"", b"\\0") else _base(header)\n',
         "    return _base(header)\n",
-        "tests/unit/client/test_ring.py -k hides_none",
+        "tests/unit/client/test_remains.py -k hides_none",
     ),
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mle_client import artifact_wire as aw
-from mle_client import histograms, message_wire, ring, snapshot_format, tick_layout, wire
+from mle_client import histograms, message_wire, remains, ring, snapshot_format, tick_layout, wire
 from mle_client import messages as m
 from mle_client.errors import ProtocolError
 from mle_daemon import events as e
@@ -106,10 +106,10 @@ def ring_target(data: bytes) -> None:
                 content = choices.spoilt(content)
             with open(os.path.join(base, f"{number:08d}.seg"), "wb") as file:
                 file.write(content)
-        for remains in ring.read_remains(base):
-            assert 0 <= remains.base < 2**64
+        for each in remains.read_remains(base):
+            assert 0 <= each.base < 2**64
             with contextlib.suppress(ProtocolError):
-                wire.StreamDecoder().decode(remains.payload)
+                wire.StreamDecoder().decode(each.payload)
 
 
 def snapshot_target(data: bytes) -> None:

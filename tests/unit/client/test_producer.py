@@ -27,7 +27,8 @@ from mle_client.aside import Aside, Waiting
 from mle_client.device_values import Pending
 from mle_client.errors import LoggerClosed
 from mle_client.producer import Producer
-from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, Segment, read_remains
+from mle_client.remains import read_remains
+from mle_client.ring import SEGMENT_BYTES, Ring, RingFull, Segment
 from mle_client.tally import Latest, Tally
 from tests.unit.client.test_wire import RUN
 
