@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,23 +26,24 @@ def figures_of(text: str, rows: int) -> list[str]:
     return lines
 
 
-def test_every_way_to_keep_writers_apart_is_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("module", "rows"),
+    [
+        (bench_baton, len(bench_baton.VARIANTS)),
+        (bench_tick_layout, 1 + len(bench_tick_layout.WRITERS)),
+    ],
+)
+def test_every_way_to_write_a_tick_is_measured(
+    module: ModuleType,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(bench_baton, "ROUNDS", 2)
-    monkeypatch.setattr(bench_baton, "CALLS", 20)
-    bench_baton.main()
-    lines = figures_of(capsys.readouterr().out, len(bench_baton.VARIANTS))
-    assert [line[:36].strip() for line in lines] == list(bench_baton.VARIANTS)
-
-
-def test_every_layout_of_a_tick_is_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bench_tick_layout, "ROUNDS", 2)
-    monkeypatch.setattr(bench_tick_layout, "CALLS", 20)
-    bench_tick_layout.main()
-    figures_of(capsys.readouterr().out, 1 + len(bench_tick_layout.WRITERS))
+    monkeypatch.setattr(module, "ROUNDS", 2)
+    monkeypatch.setattr(module, "CALLS", 20)
+    module.main()
+    lines = figures_of(capsys.readouterr().out, rows)
+    assert len({line[:36] for line in lines}) == rows
 
 
 def test_small_files_are_written_in_both_ways(

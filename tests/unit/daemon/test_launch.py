@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -240,7 +241,26 @@ class TestRunHere:
         monkeypatch.setitem(sys.modules, "mle_daemon.daemon", fake)
         monkeypatch.setattr(mle_daemon, "daemon", fake, raising=False)
         options = {"announce": lambda _: None, "ready_fd": None, **options}
-        return launch.run_here(DaemonConfig(str(root)), **options)
+        before = gc.get_threshold()
+        try:
+            return launch.run_here(DaemonConfig(str(root)), **options)
+        finally:
+            gc.set_threshold(*before)
+
+    def test_thousands_of_new_objects_have_nobody_look_for_cycles(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A piece of ticks with text is as many lists, none of which is in one."""
+        found: list[int] = []
+
+        def run(config: DaemonConfig, on_ready: Any, detached: bool) -> int:
+            before = gc.get_stats()[0]["collections"]
+            made = [[number] for number in range(20_000)]
+            found.append(gc.get_stats()[0]["collections"] - before)
+            return len(made) - 20_000
+
+        assert self.be(root, monkeypatch, run) == 0
+        assert found == [0]
 
     def test_in_the_foreground_it_announces_and_tells_the_service_manager(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, manager: Callable[[], list[bytes]]
